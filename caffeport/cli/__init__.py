@@ -1,0 +1,79 @@
+"""The command line: each command parses, calls the public API and prints. A command's file is imported when it is used.
+
+Exit status: 0, 1 when a verification ran and failed, 2 for bad input or usage.
+"""
+
+import errno
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ..errors import CaffeportError
+
+COMMANDS = {  # name: (module:function, one line of help), so that --help need not import the commands
+    "inspect": ("inspect:inspect", "What a Caffe file holds: layers, shapes, parameters, multiply-adds."),
+    "run": ("run:run", "Run a net on arrays and write all its blobs."),
+    "convert": ("convert:convert", "Convert a net into a folder that PyTorch loads."),
+    "layers": ("layers:layers", "All supported layer types, or the documentation of one."),
+}
+
+
+class Refused(click.ClickException):
+    """Bad input: a message on stderr and exit status 2."""
+
+    exit_code = 2
+
+
+class CommandGroup(click.Group):
+    """A group that knows its commands by COMMANDS and imports each on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _warnings_on_stderr():
+            try:
+                return super().invoke(ctx)
+            except CaffeportError as error:
+                raise Refused(str(error)) from error
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # the reader of our output has left, which click ends quietly
+                    raise
+                raise Refused(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
+
+
+@contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """Print what the package logs as warnings while a command runs."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            click.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
+
+    logger, handler = logging.getLogger("caffeport"), Handler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@click.command(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="caffeport")
+def main() -> None:
+    """Turn Caffe models into PyTorch modules that compute the same numbers."""

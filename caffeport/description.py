@@ -1,0 +1,112 @@
+"""What a net and its weights are, before anything is built: no torch, no large memory. `inspect` and `load` start here."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .errors import FormatError, WeightsError
+from .formats import ModelFile, Readable, StoredLayer, Weights, read
+from .formats.rules import filter_net, to_deploy
+from .formats.schema import Message
+from .graph import Graph, build
+from .layers import text
+
+
+@dataclass
+class Description:
+    """A net wired and checked against its weights.
+
+    files     what was read: the net, and the weights where they are another file
+    net       the filtered V2 NetParameter that was wired
+    weights   the stored arrays, or None: fillers
+    warnings  sentences for the owner of the files
+    """
+
+    files: list[ModelFile]
+    net: Message
+    graph: Graph
+    weights: Weights | None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def partial(self) -> bool:
+        """The arrays stand in a prototxt, which need not give all of them."""
+        return len(self.files) == 1 and "text" in self.files[0].form
+
+
+def describe(
+    net: Readable,
+    weights: Readable | None = None,
+    *,
+    phase: str = "TEST",
+    level: int = 0,
+    stages: Iterable[str] = (),
+    inputs: Mapping[str, Sequence[int | None]] | None = None,
+    salvage: bool = False,
+    deploy: bool = False,
+) -> Description:
+    """Read a net and its weights, apply its rules, and wire it. Arguments as `caffeport.load`.
+
+    deploy  cut from a training net what only training needs (always done for a weights file alone)
+    """
+    net_file = read(net, salvage=salvage)
+    files = [net_file]
+    if weights is not None:
+        files.append(_weights_file(net_file, weights, salvage))
+    if net_file.net is None:
+        raise FormatError(f"{net_file.path}: {net_file.form} hold arrays but no net: give the prototxt first, then this file")
+    stored = files[-1].weights
+    warnings = [warning for file in files for warning in file.warnings]
+    alone = weights is None and "text" not in net_file.form
+    if alone:
+        # Caffe saves the include and exclude rules of what was filtered already, and its automatic Split layers.
+        v2, notes = to_deploy(without_splits(net_file.net))
+        warnings += notes
+    else:
+        v2 = filter_net(net_file.net, phase=phase, level=level, stages=stages)
+        if deploy:
+            v2, notes = to_deploy(v2)
+            warnings += notes
+    by_name = stored.by_name() if stored else {}
+    graph = build(v2, by_name, inputs)
+    unused = [layer for name, layer in by_name.items() if not any(step.layer.spec.name == name for step in graph.steps)]
+    if unused and weights is not None:
+        warnings.append(f"{files[-1].path}: the net has no layer {_names(unused)}: their arrays are not used")
+    return Description(files, v2, graph, stored, warnings)
+
+
+def _weights_file(net_file: ModelFile, weights: Readable, salvage: bool) -> ModelFile:
+    file = read(weights, salvage=salvage)
+    if "text" in file.form and "text" not in net_file.form:
+        raise FormatError(
+            f"{file.path}: this is a net ({file.form}) and {net_file.path} holds the weights ({net_file.form}): "
+            "the two arguments are swapped; the order is net, weights"
+        )
+    if file.weights is None:
+        raise WeightsError(f"{file.path}: {file.form} without any arrays; expected a .caffemodel or .caffemodel.h5")
+    return file
+
+
+def _names(layers: list[StoredLayer], limit: int = 8) -> str:
+    shown = ", ".join(f"{layer.name!r} ({', '.join(text(blob.shape) for blob in layer.blobs)})" for layer in layers[:limit])
+    return shown + (f" and {len(layers) - limit} more" if len(layers) > limit else "")
+
+
+def without_splits(net: Message) -> Message:
+    """The net without the Split layers that Caffe put in by itself, `<blob>_<layer>_<index>_split`."""
+    result = type(net)()
+    result.CopyFrom(net)
+    del result.layer[:]
+    original: dict[str, str] = {}
+    for layer in net.layer:
+        if layer.type == "Split" and len(layer.bottom) == 1 and layer.name.endswith("_split"):
+            if all(top == f"{layer.name}_{i}" for i, top in enumerate(layer.top)):
+                original |= dict.fromkeys(layer.top, original.get(layer.bottom[0], layer.bottom[0]))
+                continue
+        kept = result.layer.add()
+        kept.CopyFrom(layer)
+        kept.bottom[:] = [original.get(bottom, bottom) for bottom in layer.bottom]
+    return result
+
+
+__all__ = ["Description", "describe", "without_splits"]

@@ -1,0 +1,302 @@
+"""Wires a net's layers into steps: which value each layer reads, which it writes, and all shapes. Needs no torch.
+
+A *value* is what one layer wrote to one top, known as `layer::top`. A *blob name* stands for different values over time
+when layers work in place. In Caffe, Flatten, Reshape, Split and their like share memory with their bottom, so an
+in-place layer on one name also changes what later layers see under the other names of that memory. This file settles
+that once, by wiring: such a reader is given the newest value of the memory, reshaped to the shape it expects.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from .errors import CaffeportError, FormatError, InputError, ShapeError, UnsupportedLayer
+from .formats.model_file import StoredLayer
+from .formats.schema import Message
+from .layers import UNKNOWN, Blob, Layer, Quirk, Shape, layer_class, text
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What one layer wrote to one top.
+
+    key    "layer::top", or the blob's name for an Input layer's
+    blob   the name under which the net file knows it
+    shape  as declared; None where only a run can tell
+    slot   its place in the list of values of a run
+    """
+
+    key: str
+    blob: str
+    shape: Shape
+    slot: int
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A value as a reader sees it: `like` is set where the value has to be reshaped to that other value's shape."""
+
+    value: Value
+    like: Value | None = None
+
+    @property
+    def shape(self) -> Shape:
+        return (self.like or self.value).shape
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer at its place in the net. `blobs` are its learned arrays, `owners` where each one's numbers live."""
+
+    layer: Layer
+    bottoms: tuple[Operand, ...]
+    tops: tuple[Value, ...]
+    blobs: tuple[Blob, ...] = ()
+    owners: tuple[tuple[str, int], ...] = ()  # (layer key, blob index); the layer's own unless `param { name }` shares it
+
+    @property
+    def key(self) -> str:
+        return self.layer.key
+
+
+@dataclass
+class Graph:
+    """A whole net.
+
+    inputs   the blobs that the caller feeds, in order
+    steps    all layers that compute, in file order
+    blobs    every blob name as it is at the end of a run
+    outputs  names that no layer reads, sorted, as Caffe lists them
+    """
+
+    name: str
+    inputs: list[Value] = field(default_factory=list)
+    data_layers: list[Layer] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    blobs: dict[str, Operand] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    slots: int = 0
+
+    def shapes(self, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Shapes of all values (`layer::top` and inputs) for these input shapes. Raises ShapeError as Caffe would abort."""
+        shapes: dict[Value, Shape] = {value: inputs.get(value.blob, value.shape) for value in self.inputs}
+        for step in self.steps:
+            bottoms = [shapes[operand.like or operand.value] for operand in step.bottoms]
+            shapes |= zip(step.tops, step.layer.describe(bottoms), strict=True)
+            _check_learned(step, bottoms)
+        return {value.key: shape for value, shape in shapes.items()}
+
+    def quirks(self) -> list[Quirk]:
+        return [quirk for step in self.steps for quirk in step.layer.quirks([o.shape for o in step.bottoms])]
+
+
+def _check_learned(step: Step, bottoms: list[Shape]) -> None:
+    for built, wanted in zip(step.blobs, step.layer.blobs(bottoms), strict=True):
+        if built.shape != wanted.shape:
+            raise ShapeError(
+                f"{step.layer}: {built.name} was built as {text(built.shape)}, but bottom {step.layer.spec.bottom[0]!r} "
+                f"of shape {text(bottoms[0])} needs {text(wanted.shape)}"
+            )
+
+
+def build(
+    net: Message,
+    stored: Mapping[str, StoredLayer] | None = None,
+    inputs: Mapping[str, Sequence[int | None]] | None = None,
+) -> Graph:
+    """Wire a filtered V2 NetParameter.
+
+    stored  arrays of the weights file by layer name; their shapes stand in where bottoms are open
+    inputs  shapes of inputs, by blob name; they go before what the file says. A blob that nobody writes but that is
+            named here becomes an input.
+    """
+    return _Builder(net, stored or {}, {name: tuple(shape) for name, shape in (inputs or {}).items()}).build()
+
+
+class _Builder:
+    def __init__(self, net: Message, stored: Mapping[str, StoredLayer], inputs: dict[str, Shape]) -> None:
+        self.net = net
+        self.stored = stored
+        self.input_shapes = inputs
+        self.graph = Graph(net.name)
+        self.current: dict[str, Value] = {}  # blob name -> the value it stood for when it was last written
+        self.memory: dict[Value, Value] = {}  # value -> the first value of the memory that it lives in
+        self.newest: dict[Value, Value] = {}  # that first value -> the value written there last
+        self.read: set[str] = set()
+        self.readers: dict[Value, str] = {}
+        self.keys: set[str] = set()
+        self.shared: dict[str, tuple[str, int, Blob]] = {}
+        self.problems: list[CaffeportError] = []
+        self.broken: set[Value] = set()  # values whose shape is unknown because of an error before
+
+    def build(self) -> Graph:
+        for name in self.input_shapes:
+            if not any(name in spec.top for spec in self.net.layer):
+                self._input(name, self.input_shapes[name])
+        layers = [layer for spec in self.net.layer if (layer := self._layer(spec))]
+        self._raise()
+        for layer in layers:
+            try:
+                self._add(layer)
+            except CaffeportError as error:
+                self.problems.append(error)
+                for top in layer.spec.top:
+                    self.broken.add(self._write(f"{layer.key}::{top}", top, ()))
+        self._raise()
+        graph = self.graph
+        unread = sorted(name for name in self.current if name not in self.read)
+        graph.outputs = [name for name in unread if self.current[name] not in graph.inputs] or unread
+        graph.blobs = {name: self._operand(name) for name in self.current}
+        return graph
+
+    def _raise(self) -> None:
+        """All problems of one kind at once."""
+        if not self.problems:
+            return
+        first = self.problems[0]
+        if len(self.problems) == 1:
+            raise first
+        lines = [str(problem) for problem in self.problems]
+        head = f"{len(lines)} layers cannot be built:"
+        raise type(first)("\n  ".join([head, *lines]))
+
+    def _layer(self, spec: Message) -> Layer | None:
+        key = spec.name
+        repeat = 2
+        while key in self.keys:
+            key = f"{spec.name}#{repeat}"
+            repeat += 1
+        self.keys.add(key)
+        entry = self.stored.get(spec.name) if key == spec.name else None
+        blobs = entry.blobs if entry else None
+        try:
+            return layer_class(spec, blobs)(spec, key, blobs)
+        except UnsupportedLayer as error:
+            self.problems.append(error)
+            return None
+
+    def _add(self, layer: Layer) -> None:
+        spec = layer.spec
+        if layer.is_input:
+            self.graph.data_layers.append(layer)
+            for top, shape in zip(spec.top, layer.describe([]), strict=True):
+                self._input(top, self._given(layer, top, shape), layer)
+            return
+        operands = tuple(self._operand(name, layer) for name in spec.bottom)
+        if any((operand.like or operand.value) in self.broken for operand in operands):
+            for top in spec.top:
+                self.broken.add(self._write(f"{layer.key}::{top}", top, ()))
+            return
+        bottoms = [operand.shape for operand in operands]
+        shapes = layer.describe(bottoms)
+        names = list(spec.top) or ["(automatic)"] * len(shapes)
+        self._check_tops(layer, names)
+        blobs = layer.blobs(bottoms)
+        owners = self._owners(layer, blobs)
+        tops = []
+        shares = layer.shares_memory(bottoms)
+        for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+            in_place = i < len(spec.bottom) and spec.bottom[i] == name
+            home = operands[i].value if in_place else operands[0].value if shares else None
+            if in_place and (other := self.readers.get(operands[i].like or operands[i].value)):
+                raise ShapeError(
+                    f"{layer}: works in place on {name!r}, which layer {other!r} also reads before; Caffe refuses that"
+                )
+            tops.append(self._write(f"{layer.key}::{name}", name, shape, home=home, overwrites=in_place and not shares))
+        self.read.update(spec.bottom)
+        self.read.difference_update(spec.top)
+        self.readers |= {operand.like or operand.value: layer.key for operand in operands}
+        self.graph.steps.append(Step(layer, operands, tuple(tops), tuple(blobs), owners))
+
+    def _given(self, layer: Layer, name: str, declared: Shape) -> Shape:
+        if name in self.input_shapes:
+            return self.input_shapes[name]
+        return self._guessed(name) if declared is UNKNOWN else declared
+
+    def _guessed(self, name: str) -> Shape:
+        """An open shape for an input of unknown rank, from the first reader's stored arrays; Caffe's usual 4 axes otherwise."""
+        for spec in self.net.layer:
+            if name in spec.bottom:
+                if list(spec.bottom).index(name) > 0 and name == "label":
+                    return (None,)
+                entry = self.stored.get(spec.name)
+                if entry and entry.blobs and not entry.blobs[0].legacy:
+                    return (None,) * max(len(entry.blobs[0].shape), 2)
+                return (None,) * 4
+        return (None,)
+
+    def _input(self, name: str, shape: Shape, layer: Layer | None = None) -> None:
+        for size in shape:
+            if size is not None and size < 1:
+                raise InputError(f"input {name!r}: shape {text(shape)} has a dimension below 1; Caffe cannot hold such a blob")
+        if name in self.current:
+            raise FormatError(f"input {name!r} is declared twice")
+        # Input layers do not count as layers that ran; a data layer does, under its own name.
+        key = f"{layer.key}::{name}" if layer and layer.spec.type != "Input" else name
+        self.graph.inputs.append(self._write(key, name, shape))
+
+    def _write(self, key: str, blob: str, shape: Shape, home: Value | None = None, overwrites: bool = False) -> Value:
+        value = Value(key, blob, shape, self.graph.slots)
+        self.graph.slots += 1
+        root = self.memory[home] if home else value
+        self.memory[value] = root
+        if overwrites or not home:
+            self.newest[root] = value
+        self.current[blob] = value
+        return value
+
+    def _operand(self, name: str, layer: Layer | None = None) -> Operand:
+        if name not in self.current:
+            raise ShapeError(self._missing(name, layer))
+        value = self.current[name]
+        newest = self.newest[self.memory[value]]
+        if newest is value or self._same_memory_view(value, newest):
+            return Operand(value)
+        return Operand(newest, None if newest.shape == value.shape and None not in value.shape else value)
+
+    def _same_memory_view(self, value: Value, newest: Value) -> bool:
+        """Whether `value` was written after `newest` as a view of it, so that it holds the newest numbers already."""
+        return value.slot > newest.slot
+
+    def _missing(self, name: str, layer: Layer | None) -> str:
+        later = next((spec.name for spec in self.net.layer if name in spec.top), None)
+        if later is not None:
+            return (
+                f"{layer}: reads blob {name!r}, which only a later layer, {later!r}, writes; "
+                "Caffe builds layers in file order, so this is a cycle or a wrong order"
+            )
+        return (
+            f"{layer}: reads blob {name!r}, which no layer writes; if the caller should feed it, give its shape "
+            f"(inputs={{{name!r}: ...}} or --input {name}=N,C,H,W)"
+        )
+
+    def _check_tops(self, layer: Layer, names: list[str]) -> None:
+        for i, name in enumerate(names):
+            in_place = i < len(layer.spec.bottom) and layer.spec.bottom[i] == name
+            if in_place and not layer.in_place:
+                raise ShapeError(f"{layer}: writes to its own bottom {name!r}; Caffe cannot do this layer in place")
+            if (name in self.current and not in_place and name != "(automatic)") or name in names[:i]:
+                raise ShapeError(
+                    f"{layer}: writes blob {name!r}, which an earlier layer has written; only in-place layers may do that"
+                )
+
+    def _owners(self, layer: Layer, blobs: list[Blob]) -> tuple[tuple[str, int], ...]:
+        params = layer.spec.param
+        if len(params) > len(blobs):
+            raise ShapeError(f"{layer}: has {len(params)} param entries but {len(blobs)} learned arrays")
+        owners = []
+        for i, blob in enumerate(blobs):
+            name = params[i].name if i < len(params) else ""
+            if not name:
+                owners.append((layer.key, i))
+                continue
+            key, index, first = self.shared.setdefault(name, (layer.key, i, blob))
+            permissive = params[i].share_mode == 1
+            if first.shape != blob.shape and not (permissive and prod(first.shape) == prod(blob.shape)):
+                raise ShapeError(
+                    f"{layer}: shares parameter {name!r} with layer {key!r}, whose shape is {text(first.shape)}; "
+                    f"here it would be {text(blob.shape)}"
+                )
+            owners.append((key, index))
+        return tuple(owners)

@@ -1,0 +1,44 @@
+"""Every Caffe layer that caffeport knows, one file per family, and how to add one's own.
+
+    from caffeport.layers import Layer, register
+
+    @register("MyLayer")
+    class MyLayer(Layer): ...
+"""
+
+from .base import (
+    TYPES,
+    UNKNOWN,
+    Array,
+    Blob,
+    Layer,
+    Quirk,
+    Shape,
+    compatible,
+    constant,
+    count,
+    layer_class,
+    merged,
+    register,
+    text,
+    type_name,
+)
+from . import activation, convolution, data, dense, elementwise, normalization, pooling, shape  # isort: skip
+
+__all__ = [
+    "TYPES",
+    "UNKNOWN",
+    "Array",
+    "Blob",
+    "Layer",
+    "Quirk",
+    "Shape",
+    "compatible",
+    "constant",
+    "count",
+    "layer_class",
+    "merged",
+    "register",
+    "text",
+    "type_name",
+]

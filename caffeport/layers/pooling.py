@@ -1,0 +1,167 @@
+"""Pooling, and the pyramid of poolings."""
+
+import math
+from typing import TYPE_CHECKING
+
+from ..errors import ShapeError, UnsupportedLayer
+from ..formats.schema import Message
+from ..modules.geometry import pooled_size, spp_window
+from .base import Layer, Quirk, Shape, register, text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAX, AVE, STOCHASTIC = range(3)
+
+
+def pooled_sizes(spatial: Shape, kernel: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...], floor: bool) -> Shape:
+    """`pooled_size` of every axis; open axes stay open."""
+    axes = zip(spatial, kernel, stride, pad, strict=True)
+    return tuple(None if i is None else pooled_size(i, k, s, p, any(pad), floor) for i, k, s, p in axes)
+
+
+@register("Pooling")
+class Pooling(Layer):
+    """Largest or average value of each window.
+
+    Shapes   bottom (N, C, H, W) -> top (N, C, oh, ow) [, mask of the same shape for MAX]; sizes by `pooled_size`, rounded up
+    Params   pool MAX | AVE | STOCHASTIC; kernel_size or kernel_h and kernel_w, stride 1, pad 0 (pixels); global_pooling; round_mode CEIL
+    Raises   ShapeError: pad not below the kernel, half-given pairs, not 4 axes. UnsupportedLayer: STOCHASTIC
+    PyTorch  rounds up, keeps windows that lie outside the image when pad is 0, divides an average by the window clipped at image + pad;
+             nn.MaxPool2d and nn.AvgPool2d with ceil_mode where they agree, own module elsewhere. ONNX: MaxPool, AveragePool.
+    Source   BVLC Caffe 1.0, src/caffe/layers/pooling_layer.cpp
+    """
+
+    param_field = "pooling_param"
+    top_count = (1, 2)
+    fresh = True
+    in_place = False
+
+    def window(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Kernel, stride and pad, one number for each axis."""
+        p: Message = self.param
+        sizes = []
+        for name, short, default in (("kernel_size", "kernel", 0), ("stride", "stride", 1), ("pad", "pad", 0)):
+            pair = [p.HasField(f"{short}_{side}") for side in "hw"]
+            if any(pair) and (p.HasField(name) or not all(pair)):
+                raise ShapeError(f"{self}: give either {name} or both {short}_h and {short}_w")
+            sizes.append((getattr(p, f"{short}_h"), getattr(p, f"{short}_w")) if all(pair) else ((getattr(p, name) or default),) * rank)
+        kernel, stride, pad = sizes
+        if p.global_pooling:
+            if any(p.HasField(name) for name in ("kernel_size", "kernel_h", "kernel_w")) or any(pad) or any(s != 1 for s in stride):
+                raise ShapeError(f"{self}: global_pooling goes without kernel, stride and pad")
+            return (), stride, pad
+        if not all(kernel) or not all(stride):
+            raise ShapeError(f"{self}: kernel {text(kernel)} and stride {text(stride)} must be at least 1")
+        if any(q >= k for q, k in zip(pad, kernel, strict=True)):
+            raise ShapeError(f"{self}: pad {text(pad)} must be smaller than the kernel, {text(kernel)}")
+        return kernel, stride, pad
+
+    @property
+    def floor(self) -> bool:
+        return bool(self.param.round_mode == 1) or (self.param.HasField("ceil_mode") and not self.param.ceil_mode)
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        shape = bottoms[0]
+        if len(shape) != 4:
+            raise ShapeError(f"{self}: wants 4 axes, bottom {self.spec.bottom[0]!r} is {text(shape)}")
+        method = self.param.pool
+        if method == STOCHASTIC:
+            raise UnsupportedLayer(f"{self}: STOCHASTIC pooling; Caffe itself runs it on a GPU only")
+        if method != MAX and len(self.spec.top) > 1:
+            raise ShapeError(f"{self}: only MAX pooling has a second top, the mask")
+        kernel, stride, pad = self.window(2)
+        sizes: Shape = (1, 1) if not kernel else pooled_sizes(shape[2:], kernel, stride, pad, self.floor)
+        if any(n is not None and n < 1 for n in sizes):
+            raise ShapeError(f"{self}: bottom {text(shape)} is too small for kernel {text(kernel)}")
+        return [(*shape[:2], *sizes)] * len(self.spec.top)
+
+    def module(self, bottoms: list[Shape]) -> "nn.Module":
+        from torch import nn
+
+        from ..modules.pooling import GlobalMaxPool, MaxPoolMask, Pool
+
+        kernel, stride, pad = self.window(2)
+        method, mask = self.param.pool, len(self.spec.top) == 2
+        if not kernel:
+            if mask:
+                return GlobalMaxPool()
+            return nn.AdaptiveMaxPool2d(1) if method == MAX else nn.AdaptiveAvgPool2d(1)
+        if mask:
+            return MaxPoolMask(kernel, stride, pad, self.floor)
+        # torch refuses a pad above half the kernel, and never places a window outside the image
+        if any(p > k // 2 for p, k in zip(pad, kernel, strict=True)) or (not any(pad) and any(s > k for s, k in zip(stride, kernel, strict=True))):
+            return Pool("max" if method == MAX else "average", kernel, stride, pad, self.floor)
+        stock = nn.MaxPool2d if method == MAX else nn.AvgPool2d
+        return stock(_pair(kernel), _pair(stride), _pair(pad), ceil_mode=not self.floor)
+
+    def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
+        kernel, stride, pad = self.window(2)
+        found: list[Quirk] = []
+        if not kernel:
+            return found
+
+        def add(what: str, handled: str) -> None:
+            if all(quirk.what != what for quirk in found):
+                found.append(Quirk(self.key, what, handled))
+
+        for i, k, s, p in zip(bottoms[0][2:], kernel, stride, pad, strict=True):
+            if p > k // 2:
+                add(f"pad {p} is more than half the kernel {k}, which torch refuses", "own module that pads first")
+            if i is None:
+                continue
+            n = pooled_size(i, k, s, p, any(pad), self.floor)
+            if any(pad) and not self.floor and n < math.ceil((i + 2 * p - k) / s) + 1:
+                add("the last window would start beyond image + pad and is clipped away", "ceil_mode with the same rule")
+            if (n - 1) * s - p >= i:
+                add("the last window lies outside the image and is empty", "kept, as in Caffe: -3.4e38 for MAX, NaN or 0 for AVE")
+            elif (n - 1) * s - p + k > i + p:
+                if self.param.pool == AVE:
+                    add("the last average overhangs the padded image", "divided by the part inside; a cuDNN build of Caffe may divide by all")
+                else:
+                    add("sizes round up: the last window overhangs the padded image", "ceil_mode")
+        return found
+
+
+def _pair(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
+    """(2, 2) as 2, so that the module prints as a person would write it."""
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+@register("SPP")
+class SPP(Layer):
+    """Spatial pyramid pooling: bins of 1, 2 x 2, 4 x 4, ... over the whole map, flattened side by side.
+
+    Shapes   bottom (N, C, H, W) -> top (N, C (4^height - 1) / 3); height 1: (N, C, 1, 1)
+    Params   pyramid_height; pool MAX | AVE
+    Raises   ShapeError: the map is too small for a level (its padding reaches the kernel; Caffe aborts)
+    PyTorch  own module: each level is Caffe's Pooling with its own kernel and pad. ONNX: pools, Flatten, Concat.
+    Source   BVLC Caffe 1.0, src/caffe/layers/spp_layer.cpp
+    """
+
+    param_field = "spp_param"
+    fresh = True
+    in_place = False
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        shape, height = bottoms[0], self.param.pyramid_height
+        if len(shape) != 4:
+            raise ShapeError(f"{self}: wants 4 axes, bottom is {text(shape)}")
+        if not 1 <= height <= 16:
+            raise ShapeError(f"{self}: pyramid_height is {height}, wanted is 1 or more (16 at most)")
+        if self.param.pool == STOCHASTIC:
+            raise UnsupportedLayer(f"{self}: STOCHASTIC pooling; Caffe itself runs it on a GPU only")
+        for size in shape[2:]:
+            for level in range(height if size is not None else 0):
+                kernel, pad = spp_window(size, 2**level)  # type: ignore[arg-type]
+                if pad >= kernel:
+                    raise ShapeError(f"{self}: a map of {text(shape[2:])} is too small for level {level} ({2**level} bins a side)")
+        channels = shape[1]
+        if height == 1:
+            return [(*shape[:2], 1, 1)]
+        return [(shape[0], None if channels is None else channels * (4**height - 1) // 3)]
+
+    def module(self, bottoms: list[Shape]) -> "nn.Module":
+        from ..modules.pooling import SpatialPyramid
+
+        return SpatialPyramid("max" if self.param.pool == MAX else "average", self.param.pyramid_height)

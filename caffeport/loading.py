@@ -1,0 +1,216 @@
+"""From files to a Network: `load`."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .description import Description, describe
+from .errors import WeightsError
+from .fillers import filled
+from .formats import Readable, StoredLayer
+from .graph import Graph, Step
+from .layers import Array, text
+from .network import Network, View
+
+LOG = logging.getLogger("caffeport")
+BLOCK = 1 << 18  # values copied at a time: 1 MiB of float32, so that the check for NaN reads from the cache
+
+
+def load(
+    net: Readable,
+    weights: Readable | None = None,
+    *,
+    phase: str = "TEST",
+    level: int = 0,
+    stages: Iterable[str] = (),
+    inputs: Mapping[str, Sequence[int | None]] | None = None,
+    strict: bool = True,
+    salvage: bool = False,
+    allow_nonfinite: bool = False,
+    seed: int = 0,
+) -> Network:
+    """Build a Network from a Caffe net and its weights, or from a folder that `caffeport convert` wrote.
+
+    net              a prototxt, binary net or .caffemodel (alone: its structure is inside), as a path, bytes or open binary file;
+                     or a converted folder
+    weights          a .caffemodel, V0 to V2, or .caffemodel.h5; None: the arrays inside `net`, or else Caffe's fillers
+    phase            which layers the net's include and exclude rules keep: "TEST" or "TRAIN"; `level` and `stages` likewise
+    inputs           shapes of inputs by blob name, for what the file does not say; None in a shape leaves that dimension open
+    strict           a layer that the weights file lacks is an error; False leaves it Caffe's filler, with a warning
+    salvage          take the whole layers of a weights file that ends early
+    allow_nonfinite  accept NaN and Inf among the weights
+    seed             for random fillers
+
+    Raises CaffeportError: FormatError, UnsupportedLayer, ShapeError or WeightsError, each naming all places at once.
+    """
+    if isinstance(net, str | os.PathLike) and Path(net).is_dir() and weights is None:
+        from .store import load_folder
+
+        return load_folder(Path(net), allow_nonfinite=allow_nonfinite)
+    description = describe(net, weights, phase=phase, level=level, stages=stages, inputs=inputs, salvage=salvage)
+    for warning in description.warnings:
+        LOG.warning("%s", warning)
+    return assemble(description, strict=strict, allow_nonfinite=allow_nonfinite, seed=seed)
+
+
+def assemble(description: Description, *, strict: bool = True, allow_nonfinite: bool = False, seed: int = 0) -> Network:
+    """Build the modules of a described net and copy its weights in, once."""
+    arrays = _stored_arrays(description, strict)
+    random = np.random.default_rng(seed)
+
+    def state(step: Step) -> dict[str, Array]:
+        blobs = {}
+        for blob, owner in zip(step.blobs, step.owners, strict=True):
+            if owner not in arrays:
+                arrays[owner] = filled(blob.shape, blob.filler, random, str(step.layer))
+            blobs[blob.name] = arrays[owner].reshape(blob.shape)
+        return step.layer.weights(blobs)
+
+    weights = description.weights
+    copier = Copier(weights.release if weights else None)
+    network = network_of(description.graph, state, copier)
+    if not allow_nonfinite:
+        copier.refuse_nonfinite()
+    return network
+
+
+def _stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int], Array]:
+    """The file's array for each learned one, by (layer key, index). Raises WeightsError for all that does not fit."""
+    weights, steps = description.weights, {step.key: step for step in description.graph.steps}
+    if weights is None:
+        return {}
+    arrays: dict[tuple[str, int], Array] = {}
+    problems = []
+    for entry in weights.layers:
+        step = steps.get(entry.name)
+        if step is None:
+            continue
+        problem = _misfit(entry, step)
+        if problem:
+            problems.append(problem)
+            continue
+        places = entry.places or range(len(entry.blobs))
+        arrays |= {step.owners[i]: blob.array for i, blob in zip(places, entry.blobs, strict=True)}
+    if problems:
+        raise WeightsError("\n".join(problems))
+    missing = [step for step in steps.values() if any(owner not in arrays for owner in step.owners)]
+    if missing and not description.partial:
+        names = ", ".join(f"{step.key!r} ({step.layer.spec.type})" for step in missing)
+        text = f"{description.files[-1].path}: has no arrays for {len(missing)} layer(s) of the net: {names}"
+        if strict:
+            held = ", ".join(repr(entry.name) for entry in weights.layers if entry.blobs and entry.name not in steps) or "none"
+            raise WeightsError(f"{text}; it has arrays of layers that the net lacks: {held}; strict=False leaves the missing ones their fillers")
+        LOG.warning("%s; they keep their fillers", text)
+    return arrays
+
+
+def _misfit(entry: StoredLayer, step: Step) -> str | None:
+    """Why Caffe would refuse to load this layer's arrays, or None."""
+    layer = step.layer
+    places = entry.places or tuple(range(len(entry.blobs)))
+    if entry.places is None and len(entry.blobs) != len(step.blobs):
+        return f"{layer}: the weights file has {len(entry.blobs)} arrays for it, the net wants {len(step.blobs)}"
+    for place, stored in zip(places, entry.blobs, strict=True):
+        if place >= len(step.blobs):
+            return f"{layer}: the weights file has an array number {place} for it, the net wants {len(step.blobs)}"
+        wanted = step.blobs[place]
+        if not stored.fits(wanted.shape):
+            bottoms = ", ".join(f"{name!r} of {text(o.shape)}" for name, o in zip(layer.spec.bottom, step.bottoms, strict=True))
+            same = "; the counts agree" if prod(stored.shape) == prod(wanted.shape) else ""
+            return (
+                f"{layer}: its {wanted.name} is {text(stored.shape)} in the weights file, the net with bottom {bottoms} "
+                f"wants {text(wanted.shape)}{same}"
+            )
+    return None
+
+
+# ---- modules and their numbers
+
+
+def network_of(graph: Graph, state: Callable[[Step], dict[str, Array]], copier: "Copier") -> Network:
+    """The Network of a graph. `state(step)` gives a layer's state_dict entries; parameters shared by name become one."""
+    modules: dict[str, nn.Module] = {}
+    views: dict[str, dict[str, View]] = {}
+    steps = {step.key: step for step in graph.steps}
+    with torch.device("meta"):
+        for step in graph.steps:
+            modules[step.key] = step.layer.module([operand.shape for operand in step.bottoms])
+    for step in graph.steps:
+        module, own = modules[step.key], None
+        for name, tensor in _tensors(module):
+            owner, owned_name = _owner(step, name, steps)
+            if owner != step.key:
+                owned = modules[owner].get_parameter(owned_name) if isinstance(tensor, nn.Parameter) else modules[owner].get_buffer(owned_name)
+                if owned.shape == tensor.shape:
+                    _set(module, name, owned)
+                else:
+                    _set(module, name, None)
+                    views.setdefault(step.key, {})[name] = View(owner, owned_name, tuple(tensor.shape))
+            elif tensor.is_floating_point():
+                own = own or state(step)
+                _set(module, name, copier.tensor(own[name], str(step.layer), isinstance(tensor, nn.Parameter)))
+            else:
+                _set(module, name, torch.zeros((), dtype=tensor.dtype, device="cpu"))  # BatchNorm's num_batches_tracked
+    return Network(graph, modules, views)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and saved buffers of a module, by state_dict key."""
+    return list(module.state_dict(keep_vars=True).items())
+
+
+def _set(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    path, _, last = name.rpartition(".")
+    place = module.get_submodule(path)
+    (place._parameters if last in place._parameters else place._buffers)[last] = tensor  # type: ignore[assignment]
+
+
+def _owner(step: Step, name: str, steps: Mapping[str, Step]) -> tuple[str, str]:
+    """Layer and state_dict key of the tensor that holds `name` of this step; its own unless `param { name }` shares it."""
+    for blob, (key, index) in zip(step.blobs, step.owners, strict=True):
+        if blob.name == name:
+            return key, steps[key].blobs[index].name
+    keys = {key for key, _ in step.owners}
+    if len(keys) > 1:
+        raise WeightsError(f"{step.layer}: shares some of its arrays by name and not others, which no module can hold")
+    return (keys.pop() if keys else step.key), name
+
+
+class Copier:
+    """Copies arrays of a file into tensors of their own, block by block, and looks for NaN and Inf on the way.
+
+    Numpy's allocation comes in huge pages where torch's does not, which halves the time; and a block that was just
+    written is checked from the cache. `release` gives the file's pages back as they are done with.
+    """
+
+    def __init__(self, release: Callable[[Array], None] | None = None) -> None:
+        self.release = release
+        self.nonfinite: dict[str, int] = {}
+
+    def tensor(self, array: Array, layer: str, parameter: bool) -> Tensor:
+        room = np.empty(4 * array.size + 64, np.uint8)
+        start = -room.__array_interface__["data"][0] % 64
+        copy = room[start : start + 4 * array.size].view(np.float32)
+        flat = array.reshape(-1)
+        for i in range(0, flat.size, BLOCK):
+            block = copy[i : i + BLOCK]
+            np.copyto(block, flat[i : i + BLOCK], casting="same_kind")
+            if not np.isfinite(np.dot(block, block)):
+                bad = block.size - int(np.isfinite(block).sum())
+                if bad:
+                    self.nonfinite[layer] = self.nonfinite.get(layer, 0) + bad
+            if self.release and (i // BLOCK % 8 == 7 or i + BLOCK >= flat.size):
+                self.release(flat[max(i - 7 * BLOCK, 0) : i + BLOCK])
+        tensor = torch.from_numpy(copy.reshape(array.shape))
+        return nn.Parameter(tensor) if parameter else tensor
+
+    def refuse_nonfinite(self) -> None:
+        if self.nonfinite:
+            places = ", ".join(f"{layer}: {count}" for layer, count in self.nonfinite.items())
+            raise WeightsError(f"the weights hold NaN or Inf ({places}); allow_nonfinite=True or --allow-nonfinite loads them all the same")

@@ -1,0 +1,320 @@
+"""A Caffe net as a plain nn.Module."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from .errors import InputError, ShapeError
+from .graph import Graph, Operand, Step, Value
+from .layers import Layer, Quirk, Shape, text
+
+Feed = Tensor | np.ndarray[Any, Any]
+
+
+class View(NamedTuple):
+    """A parameter of another layer, seen under another shape (PERMISSIVE sharing)."""
+
+    layer: str
+    parameter: str
+    shape: tuple[int, ...]
+
+
+class Network(nn.Module):
+    """A Caffe net in TEST phase: one submodule for each layer, named as the layer is.
+
+    `network(x)` or `network(data=x)` gives the output (a dict by blob name where there are several);
+    `network.blobs({"data": x})` gives every value on the way. Made by `caffeport.load`.
+    """
+
+    graph: Graph
+    names: dict[str, str]
+
+    def __init__(
+        self, graph: Graph, modules: Mapping[str, nn.Module], views: Mapping[str, Mapping[str, View]] | None = None
+    ) -> None:
+        """`modules` holds the module of each step, by layer key; `views` those parameters that are another layer's, reshaped."""
+        super().__init__()
+        self.graph = graph
+        self.names = {}
+        for step in graph.steps:
+            self.names[step.key] = name = _module_name(self, step.key)
+            self.add_module(name, modules[step.key])
+        self._views = dict(views or {})
+        self._checked: set[tuple[Shape, ...]] = set()
+        self._plan = _plan(graph, self.names, self._views)
+        self.eval()
+
+    # ---- what the net is
+
+    @property
+    def inputs(self) -> dict[str, Shape]:
+        """Blobs to feed, in order, with their declared shapes (None: open)."""
+        return {value.blob: value.shape for value in self.graph.inputs}
+
+    @property
+    def outputs(self) -> list[str]:
+        """Blobs that no layer reads, sorted by name as in Caffe."""
+        return list(self.graph.outputs)
+
+    def quirks(self) -> list[Quirk]:
+        """Every place where this net, at its declared sizes, meets a semantics of Caffe that the obvious layer lacks."""
+        return self.graph.quirks()
+
+    def truncate(self, blob: str) -> "Network":
+        """The net up to `blob` (a blob's name: its value at the end; or "layer::top"), sharing this net's modules.
+
+        Raises InputError if there is no such blob.
+        """
+        if blob in self.graph.blobs:
+            target = self.graph.blobs[blob]
+        else:
+            target = next((Operand(top) for step in self.graph.steps for top in step.tops if top.key == blob), None)
+        if target is None:
+            raise InputError(f"the net has no blob {blob!r}; it has {_listing(self.graph.blobs)}")
+        needed = _needed(self.graph, [target])
+        steps = [step for step in self.graph.steps if any(top in needed for top in step.tops)]
+        graph = Graph(
+            name=self.graph.name,
+            inputs=[value for value in self.graph.inputs if value in needed],
+            data_layers=self.graph.data_layers,
+            steps=steps,
+            blobs=_last_blobs(self.graph, steps, blob, target),
+            outputs=[blob],
+            slots=self.graph.slots,
+        )
+        modules: dict[str, Any] = {step.key: self._modules[self.names[step.key]] for step in steps}
+        return Network(graph, modules, self._views)
+
+    # ---- running it
+
+    def forward(self, *args: Feed | Mapping[str, Feed], **kwargs: Feed) -> Tensor | dict[str, Tensor]:
+        """Run the net on its inputs, given in order or by blob name; they may have other batch and spatial sizes than declared.
+
+        Raises InputError for missing or unknown inputs and ShapeError, with the layer, where shapes do not fit.
+        """
+        values = self._feed(args, kwargs)
+        modules = self._modules
+        for run, free in self._plan:
+            run(modules, values)
+            for slot in free:
+                values[slot] = None
+        outputs = {name: _see(self.graph.blobs[name], values) for name in self.graph.outputs}
+        return outputs if len(outputs) != 1 else next(iter(outputs.values()))
+
+    def blobs(self, *args: Feed | Mapping[str, Feed], **kwargs: Feed) -> dict[str, Tensor]:
+        """Run the net and give every value: `layer::top` as the layer wrote it, and each blob name as it is at the end."""
+        values = self._feed(args, kwargs)
+        for step in self.graph.steps:
+            _call(step, self.names, self._views)(self._modules, values)
+        every = {value.key: values[value.slot] for value in self.graph.inputs}
+        every |= {top.key: values[top.slot] for step in self.graph.steps for top in step.tops}
+        every |= {name: _see(operand, values) for name, operand in self.graph.blobs.items()}
+        return every
+
+    def _feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Feed]) -> list[Any]:
+        """Values by slot, with the inputs in place."""
+        inputs = self.graph.inputs
+        if len(args) == 1 and isinstance(args[0], Mapping):
+            args, kwargs = (), {**args[0], **kwargs}
+        fed = dict(zip((value.blob for value in inputs), args, strict=False)) | dict(kwargs)
+        missing = [value.blob for value in inputs if value.blob not in fed]
+        unknown = [name for name in fed if name not in self.inputs]
+        if missing or unknown or len(args) > len(inputs):
+            raise InputError(
+                f"the net takes {_listing(self.inputs)}"
+                + (f"; not given: {_listing(missing)}" if missing else "")
+                + (f"; not an input: {_listing(unknown)}" if unknown else "")
+                + (f"; {len(args)} arrays were given" if len(args) > len(inputs) else "")
+            )
+        values: list[Any] = [None] * self.graph.slots
+        like = next(self.parameters(), None)
+        for value in inputs:
+            x = _tensor(fed[value.blob], like)
+            missing_axes = value.shape[x.dim() :]  # (B) for a label that Caffe holds as (B, 1, 1, 1)
+            values[value.slot] = x.reshape(*x.shape, *missing_axes) if missing_axes and set(missing_axes) == {1} else x
+        if not torch.compiler.is_compiling():
+            self._check({value.blob: tuple(values[value.slot].shape) for value in inputs})
+        return values
+
+    def _check(self, shapes: dict[str, Shape]) -> None:
+        """Once for each new set of input shapes: does every layer accept what it would get?"""
+        seen = tuple(shapes.values())
+        if seen in self._checked:
+            return
+        for value in self.graph.inputs:
+            if len(shapes[value.blob]) != len(value.shape):
+                raise ShapeError(
+                    f"input {value.blob!r}: got shape {text(shapes[value.blob])}, the net declares {text(value.shape)}; "
+                    f"another number of axes has to be given when the net is loaded (inputs={{...}} or --input)"
+                )
+        self.graph.shapes(shapes)
+        self._checked.add(seen)
+
+
+# ---- from steps to calls
+
+
+def _call(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]) -> Any:
+    """The step as a function of (modules, values)."""
+    name, bottoms, tops = names[step.key], step.bottoms, [top.slot for top in step.tops]
+    axis = step.layer.flatten_from()
+    slots = [operand.value.slot for operand in bottoms]
+    shared = [(own, names[view.layer], view) for own, view in views.get(step.key, {}).items()]
+    if axis is None and not shared and len(slots) == 1 and len(tops) == 1 and bottoms[0].like is None:
+        (slot,), (top,) = slots, tops
+
+        def one(modules: Mapping[str, Any], values: list[Any]) -> None:
+            values[top] = modules[name](values[slot])
+
+        return one
+
+    def many(modules: Mapping[str, Any], values: list[Any]) -> None:
+        args = [_see(operand, values) for operand in bottoms]
+        if axis is not None:
+            args = [x.flatten(axis) if axis < 0 or x.dim() > axis + 1 else x for x in args]
+        module = modules[name]
+        if shared:
+            tensors = {own: modules[owner].get_parameter(view.parameter).reshape(view.shape) for own, owner, view in shared}
+            module = partial(functional_call, module, tensors)
+            result = tuple(module((x,)) for x in args) if step.layer.per_bottom else module(tuple(args))
+        else:
+            result = tuple(map(module, args)) if step.layer.per_bottom else module(*args)
+        for top, value in zip(tops, result if isinstance(result, tuple) else (result,), strict=False):
+            values[top] = value
+
+    return many
+
+
+def _see(operand: Operand, values: list[Any]) -> Any:
+    tensor = values[operand.value.slot]
+    return tensor if operand.like is None else tensor.reshape(values[operand.like.slot].shape)
+
+
+def _relu_in_place(step: Step, name: str) -> Any:
+    """A ReLU whose bottom nobody else needs: overwrites it, unless autograd or a hook may look."""
+    slot, top = step.bottoms[0].value.slot, step.tops[0].slot
+
+    def run(modules: Mapping[str, Any], values: list[Any]) -> None:
+        module, x = modules[name], values[slot]
+        if torch.is_grad_enabled() or type(module) is not nn.ReLU or module._forward_hooks or module._forward_pre_hooks:
+            values[top] = module(x)
+        else:
+            values[top] = F.relu_(x)
+
+    return run
+
+
+def _affine_batch_norm(norm: Step, scale: Step, names: Mapping[str, str]) -> Any:
+    """BatchNorm and the Scale after it in one call, which is what they are in PyTorch."""
+    slot, top, first, second = norm.bottoms[0].value.slot, scale.tops[0].slot, names[norm.key], names[scale.key]
+
+    def run(modules: Mapping[str, Any], values: list[Any]) -> None:
+        n, s = modules[first], modules[second]
+        if n._forward_hooks or n._forward_pre_hooks or s._forward_hooks or s._forward_pre_hooks:
+            values[top] = s(n(values[slot]))
+        else:
+            values[top] = F.batch_norm(
+                values[slot], n.running_mean, n.running_var, s.weight, s.bias, False, 0.0, n.eps
+            )
+
+    return run
+
+
+def _plan(
+    graph: Graph, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]
+) -> list[tuple[Any, tuple[int, ...]]]:
+    """Calls for `forward`, each with the slots that nothing needs after it."""
+    readers: dict[Value, list[Step | None]] = {}
+    for step in graph.steps:
+        for operand in step.bottoms:
+            for value in filter(None, (operand.value, operand.like)):
+                readers.setdefault(value, []).append(step)
+    for name in graph.outputs:
+        operand = graph.blobs[name]
+        for value in filter(None, (operand.value, operand.like)):
+            readers.setdefault(value, []).append(None)
+    writer = {top: step for step in graph.steps for top in step.tops}
+
+    def only_reader(value: Value | None, step: Step) -> bool:
+        return value is not None and readers[value] == [step]
+
+    def pairs_with(norm: Step, scale: Step) -> bool:
+        return (
+            norm.layer.affine_with(scale.layer)
+            and norm.key not in views
+            and scale.key not in views
+            and scale.bottoms[0] == Operand(norm.tops[0])
+            and only_reader(norm.tops[0], scale)
+        )
+
+    calls: list[tuple[Any, Step, list[Value]]] = []
+    skip: set[str] = set()
+    for i, step in enumerate(graph.steps):
+        if step.key in skip:
+            continue
+        value = step.bottoms[0].value if step.bottoms else None
+        after = graph.steps[i + 1] if i + 1 < len(graph.steps) else None
+        read = [v for operand in step.bottoms for v in (operand.value, operand.like) if v]
+        if after and pairs_with(step, after):
+            skip.add(after.key)
+            calls.append((_affine_batch_norm(step, after, names), after, read))
+        elif (
+            step.layer.overwrites
+            and value in writer
+            and writer[value].layer.fresh
+            and step.bottoms[0].like is None
+            and only_reader(value, step)
+        ):
+            calls.append((_relu_in_place(step, names[step.key]), step, read))
+        else:
+            calls.append((_call(step, names, views), step, read))
+    last = {value: i for i, (_, _, read) in enumerate(calls) for value in read}
+    kept = {value for value, users in readers.items() if None in users}
+    plan = []
+    for i, (run, step, read) in enumerate(calls):
+        unread = [top for top in step.tops if top not in readers]
+        done = dict.fromkeys(v.slot for v in [*read, *unread] if last.get(v, i) == i and v not in kept)
+        plan.append((run, tuple(done)))
+    return plan
+
+
+def _needed(graph: Graph, targets: Iterable[Operand]) -> set[Value]:
+    needed = {value for operand in targets for value in (operand.value, operand.like) if value}
+    for step in reversed(graph.steps):
+        if any(top in needed for top in step.tops):
+            needed |= {value for operand in step.bottoms for value in (operand.value, operand.like) if value}
+    return needed
+
+
+def _last_blobs(graph: Graph, steps: list[Step], name: str, target: Operand) -> dict[str, Operand]:
+    blobs = {value.blob: Operand(value) for value in graph.inputs}
+    blobs |= {top.blob: Operand(top) for step in steps for top in step.tops}
+    return blobs | {name: target}
+
+
+def _tensor(array: Feed, like: Tensor | None) -> Tensor:
+    """An input as a tensor of the net's device and floating type."""
+    tensor = torch.as_tensor(array) if isinstance(array, Tensor) else torch.from_numpy(np.array(array, np.float32))
+    return tensor if like is None else tensor.to(like.device, like.dtype)
+
+
+def _module_name(network: nn.Module, key: str) -> str:
+    """A layer's name as nn.Module takes it: no dots, not empty, no name that Network or nn.Module uses itself."""
+    name = key.replace(".", "_") or "_"
+    while hasattr(network, name) or name in network._modules:
+        name += "_"
+    return name
+
+
+def _listing(names: Iterable[str], limit: int = 12) -> str:
+    names = [repr(name) for name in names]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"
+
+
+__all__ = ["Layer", "Network"]
