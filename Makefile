@@ -17,9 +17,14 @@ lint: $(READY)
 	$(VENV)/ruff check .
 	$(VENV)/mypy
 
-# Benchmarks want the machine to themselves, so they are no part of `make test`.
-bench: $(READY)
-	$(VENV)/python -m pytest -q -s -o python_files='bench_*.py' tests/bench
+# Benchmarks want the machine to themselves, so they are no part of `make test`. They read ../shared.
+bench: $(READY) build/memnet.caffemodel
+	$(VENV)/python tests/bench/load.py build/memnet.caffemodel
+	$(VENV)/python tests/bench/forward.py build/memnet.caffemodel
+
+build/memnet.caffemodel: | $(READY)
+	mkdir -p build
+	$(VENV)/python ../shared/nets/memnet/make_weights.py $@
 
 proto: $(READY)
 	$(VENV)/python -m grpc_tools.protoc -Iproto --descriptor_set_out=caffeport/formats/caffe.binpb proto/caffe.proto

@@ -154,10 +154,18 @@ def network_of(graph: Graph, state: Callable[[Step], dict[str, Array]], copier: 
                     views.setdefault(step.key, {})[name] = View(owner, owned_name, tuple(tensor.shape))
             elif tensor.is_floating_point():
                 own = own or state(step)
-                _set(module, name, copier.tensor(own[name], str(step.layer), isinstance(tensor, nn.Parameter)))
+                _set(module, name, copier.tensor(_entry(own, name, tensor, step), str(step.layer), isinstance(tensor, nn.Parameter)))
             else:
                 _set(module, name, torch.zeros((), dtype=tensor.dtype, device="cpu"))  # BatchNorm's num_batches_tracked
     return Network(graph, modules, views)
+
+
+def _entry(state: dict[str, Array], name: str, tensor: Tensor, step: Step) -> Array:
+    array = state.get(name)
+    if array is None or array.shape != tensor.shape:
+        found = "nothing" if array is None else f"an array of {text(array.shape)}"
+        raise WeightsError(f"{step.layer}: its {name} should be {text(tuple(tensor.shape))}; the weights have {found}")
+    return array
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .errors import InputError, ShapeError
 from .graph import Graph, Operand, Step, Value
-from .layers import Layer, Quirk, Shape, text
+from .layers import Quirk, Shape, text
 
 Feed = Tensor | np.ndarray[Any, Any]
 
@@ -41,10 +41,9 @@ class Network(nn.Module):
         """`modules` holds the module of each step, by layer key; `views` those parameters that are another layer's, reshaped."""
         super().__init__()
         self.graph = graph
-        self.names = {}
-        for step in graph.steps:
-            self.names[step.key] = name = _module_name(self, step.key)
-            self.add_module(name, modules[step.key])
+        self.names = module_names(step.key for step in graph.steps)
+        for key, name in self.names.items():
+            self.add_module(name, modules[key])
         self._views = dict(views or {})
         self._checked: set[tuple[Shape, ...]] = set()
         self._plan = _plan(graph, self.names, self._views)
@@ -304,17 +303,19 @@ def _tensor(array: Feed, like: Tensor | None) -> Tensor:
     return tensor if like is None else tensor.to(like.device, like.dtype)
 
 
-def _module_name(network: nn.Module, key: str) -> str:
-    """A layer's name as nn.Module takes it: no dots, not empty, no name that Network or nn.Module uses itself."""
-    name = key.replace(".", "_") or "_"
-    while hasattr(network, name) or name in network._modules:
-        name += "_"
-    return name
+def module_names(keys: Iterable[str]) -> dict[str, str]:
+    """A module's name for each layer: its own, but for what nn.Module cannot take: dots, "", names that it uses itself."""
+    taken = {*dir(Network), *vars(nn.Module()), "graph", "names", "_views", "_checked", "_plan"}
+    names = {}
+    for key in keys:
+        name = key.replace(".", "_") or "_"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names[key] = name
+    return names
 
 
 def _listing(names: Iterable[str], limit: int = 12) -> str:
     names = [repr(name) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"
-
-
-__all__ = ["Layer", "Network"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
-from tests.conftest import ROOT, SHARED, needs_shared
 
 from caffeport.formats.schema import message_class
+from tests.conftest import ROOT, SHARED, needs_shared
 
 SCALARS = {
     getattr(FieldDescriptor, f"TYPE_{name.upper()}"): name

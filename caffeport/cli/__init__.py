@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from .. import __version__
 from ..errors import CaffeportError
 
 COMMANDS = {  # name: (module:function, one line of help), so that --help need not import the commands
@@ -74,6 +75,6 @@ def _warnings_on_stderr() -> Iterator[None]:
 
 
 @click.command(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="caffeport")
+@click.version_option(__version__)
 def main() -> None:
     """Turn Caffe models into PyTorch modules that compute the same numbers."""

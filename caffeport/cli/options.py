@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 
-class InputShape(click.ParamType):
+class InputShape(click.ParamType[tuple[str, tuple[int | None, ...]]]):
     """`data=10,3,227,227` as ("data", (10, 3, 227, 227)); a `?` leaves that dimension open."""
 
     name = "NAME=N,C,H,W"
@@ -32,18 +32,25 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.argument("net"),
             click.argument("weights", required=False),
             click.option(
-                "--input", "inputs", type=InputShape(), multiple=True, callback=_shapes,
+                "--input",
+                "inputs",
+                type=InputShape(),
+                multiple=True,
+                callback=_shapes,
                 help="Shape of an input that the net does not tell; ? leaves a dimension open. Repeatable.",
             ),
             click.option(
-                "--phase", type=click.Choice(["TRAIN", "TEST"], case_sensitive=False), default="TEST", show_default=True,
+                "--phase",
+                type=click.Choice(["TRAIN", "TEST"], case_sensitive=False),
+                default="TEST",
+                show_default=True,
                 help="Phase that the net's include and exclude rules are asked for.",
             ),
             click.option("--level", type=int, default=0, help="Level for those rules."),
             click.option("--stage", "stages", multiple=True, help="Stage for those rules. Repeatable."),
             click.option("--salvage", is_flag=True, help="Take the whole layers of a file that ends early."),
         )
-    ):  # fmt: skip
+    ):
         command = decorate(command)
     return command
 
@@ -53,9 +60,10 @@ def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and Inf among the weights."),
         click.option(
-            "--strict/--no-strict", default=True,
+            "--strict/--no-strict",
+            default=True,
             help="Whether a layer that the weights file lacks is an error; else it keeps Caffe's filler.",
         ),
-    ):  # fmt: skip
+    ):
         command = decorate(command)
     return net_options(command)

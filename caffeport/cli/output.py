@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,41 @@ from rich.text import Text
 
 from ..errors import InputError
 
-MAX_CELL = 60
+MAX_NAME = 60
 MAX_MEMBER_NAME = 65_535 - len(".npy")  # a zip archive counts the bytes of a name in 16 bits
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+    click.echo(json.dumps(value))
 
 
-def visible(name: str, limit: int | None = MAX_CELL) -> str:
-    """A name from a file as a terminal may show it: without control characters, and cut at `limit`."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in (name if limit is None else name[: limit + 1]))
-    return shown if limit is None or len(shown) <= limit else shown[: limit - 1] + "…"
+def visible(name: str) -> str:
+    """A name from a file as a terminal may show it: no control characters, and not without end."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in name[: MAX_NAME + 1])
+    return shown if len(shown) <= MAX_NAME else shown[: MAX_NAME - 1] + "…"
 
 
-def print_table(head: Mapping[str, str], rows: list[list[str]]) -> None:
-    """A table of `rows`; `head` maps each column's title to its justification. Not cut to a width where nobody looks."""
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = ()) -> None:
+    """A table of `rows` under the titles `head`; `numbers` are the titles of columns to set flush right.
+
+    Fits a terminal's width; elsewhere each row is one line of its full length.
+    """
+    on_terminal = sys.stdout.isatty()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, justify in head.items():
-        table.add_column(title, justify=justify, no_wrap=not sys.stdout.isatty())  # type: ignore[arg-type]
+    for title in head:
+        table.add_column(title, justify="right" if title in numbers else "left", no_wrap=not on_terminal)
     for row in rows:
-        table.add_row(*[Text(visible(cell)) for cell in row])
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 10_000)
-    console.print(table)
+        table.add_row(*[Text(cell) for cell in row])  # Text: a name in brackets is no markup
+    Console(highlight=False, width=None if on_terminal else 100_000).print(table)
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Write arrays of any name to an .npz file, whole or not at all. Raises InputError for a name that a zip cannot hold."""
+    """Write arrays to an .npz file, whole or not at all. Raises InputError for names that a zip archive cannot hold."""
     for name in arrays:
         if "\0" in name or len(name.encode()) > MAX_MEMBER_NAME:
-            raise InputError(f"blob {visible(name)!r}: a name with NUL or over 65,531 bytes cannot be kept in an .npz file")
+            raise InputError(
+                f"blob {visible(name)!r}: an .npz file cannot hold this name: it has a NUL or over {MAX_MEMBER_NAME:,} bytes"
+            )
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             with zipfile.ZipFile(file, "w") as archive:

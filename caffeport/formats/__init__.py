@@ -6,14 +6,24 @@ from .binary import read_binary
 from .blob import read_blob
 from .forks import fork_of
 from .hdf5 import read_hdf5
-from .mean import MeanImage, read_mean
+from .mean import MeanImage, looks_like_mean, read_mean
 from .model_file import ModelFile, StoredBlob, StoredLayer, Weights
 from .schema import Message, NetParameter
 from .source import HDF5_MAGIC, Readable, Source, open_source, refuse_binary, refuse_known, refuse_text
 from .text import parse_text
 from .upgrade import upgrade
 
-__all__ = ["MeanImage", "ModelFile", "Readable", "StoredBlob", "StoredLayer", "Weights", "read", "read_mean"]
+__all__ = [
+    "MeanImage",
+    "ModelFile",
+    "Readable",
+    "StoredBlob",
+    "StoredLayer",
+    "Weights",
+    "looks_like_mean",
+    "read",
+    "read_mean",
+]
 
 
 def read(source: Readable, *, salvage: bool = False) -> ModelFile:

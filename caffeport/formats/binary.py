@@ -20,7 +20,7 @@ from .forks import RawLayer, fork_of, fork_of_layers, our_fields
 from .model_file import ModelFile, StoredLayer, Weights
 from .schema import Message, NetParameter
 from .upgrade import upgrade
-from .wire import LENGTH, VARINT, EndsEarly, Field, encode_field, fields, read_field, read_tag, read_varint
+from .wire import GROUP, LENGTH, VARINT, EndsEarly, Field, encode_field, fields, read_field, read_tag, read_varint
 
 V2_LAYER, V1_LAYER = 100, 2
 _NET_FIELDS = frozenset([1, 3, 4, 5, 6, 7, 8])  # all of NetParameter but the layers
@@ -55,7 +55,9 @@ def read_binary(buffer: memoryview, path: str, *, salvage: bool = False, mapped:
             raise FormatError("no layers and no inputs in it; expected a NetParameter (.caffemodel)")
     if walked.lost is not None:
         last = walked.layers[-1][1]
-        warnings.insert(0, f"{walked.lost}; lost: that and all after it; {len(walked.layers)} layers read, up to {last}")
+        warnings.insert(
+            0, f"{walked.lost}; lost: that and all after it; {len(walked.layers)} layers read, up to {last}"
+        )
     net, form, upgrade_warnings = upgrade(net, path)
     types = {layer.name: layer.type for layer in net.layer}
     stored = [
@@ -95,7 +97,7 @@ def _walk(buffer: memoryview) -> _Walked:
         pos = found.end
         if found.number in (V1_LAYER, V2_LAYER) and found.wire == LENGTH:
             walked.layers.append((found.number, _split_layer(buffer, found)))
-        elif found.number in _NET_FIELDS:
+        elif found.number in _NET_FIELDS and found.wire != GROUP:
             header.append(buffer[found.tag : found.end])
     walked.header = b"".join(header)
     return walked
@@ -172,7 +174,7 @@ def _without_v0_blobs(buffer: memoryview, v0: Field) -> bytes:
 
 
 def _merge(message: Message, data: bytes, what: str) -> None:
-    """Parse `data` into `message`; FormatError, and nothing of it kept, if it does not parse or has text that is not UTF-8."""
+    """Parse `data` into `message`; FormatError, and nothing kept, if it does not parse or a text is not UTF-8."""
     parsed = type(message)()
     try:
         parsed.MergeFromString(data)

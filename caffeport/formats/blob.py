@@ -85,7 +85,9 @@ def _read_fields(buffer: memoryview, start: int, end: int) -> _Contents:
         elif field.wire == LENGTH and field.number in contents.pieces:
             count, rest = divmod(field.end - field.start, size)
             if rest:
-                raise FormatError(f"byte {field.tag}: {field.end - field.start:,} bytes are not a whole number of values")
+                raise FormatError(
+                    f"byte {field.tag}: {field.end - field.start:,} bytes are not a whole number of values"
+                )
             contents.pieces[field.number].append(_Piece(field.start, count, size))
         elif field.wire in (FIXED32, FIXED64):
             count, stride = run_of_fixed(buffer, field, end), field.end - field.tag

@@ -113,7 +113,7 @@ class _Version:
 class _Node:
     """A layer and the versions that it reads and writes.
 
-    learned  weights are in it, or somewhere before it
+    learned  weights are in it, or somewhere before it, or nowhere in the net
     feeds    something after it, or it itself, has weights or is an output that is no judgement
     cut      it judges (a loss, an accuracy), or reads a label or a judgement
     """
@@ -135,6 +135,7 @@ def to_deploy(net: Message) -> tuple[Message, list[str]]:
     reads. A label is a data layer's top, or a blob that no layer makes, that leads to no weights and no output
     but a judgement. SoftmaxWithLoss leaves a Softmax and SigmoidCrossEntropyLoss a Sigmoid under the loss layer's name;
     the last one's top is `prob`, the others' the layer's name. What other losses compared stays as an output.
+    A net of which nothing that computes would be left stays as it is.
     """
     nodes, missing = _wire(net)
     sources = [version for node in nodes if not node.bottoms for version in node.tops] + missing
@@ -146,7 +147,9 @@ def to_deploy(net: Message) -> tuple[Message, list[str]]:
     heads = [node for node in nodes if node.cut and _leaves_prediction(node, computed)]
     _mark_live(nodes, set(heads))
 
-    deploy = NetParameter(name=net.name)
+    deploy = NetParameter()
+    if net.HasField("name"):
+        deploy.name = net.name
     notes = []
     names = _name_predictions(heads, {version.name for node in nodes if not node.cut for version in node.tops})
     for node in nodes:
@@ -166,6 +169,9 @@ def to_deploy(net: Message) -> tuple[Message, list[str]]:
             if not node.bottoms:
                 dropped = _drop_tops(kept, [version.live for version in node.tops])
                 notes.extend(f"top {name!r} of {who} cut" for name in dropped)
+    if not any(layer.bottom for layer in deploy.layer):
+        deploy.CopyFrom(net)
+        notes = ["nothing cut, since nothing that computes would be left"] if notes else []
     return deploy, notes
 
 
@@ -191,9 +197,8 @@ def _wire(net: Message) -> tuple[list[_Node], list[_Version]]:
 def _mark_labels(nodes: list[_Node], sources: list[_Version]) -> None:
     learning = {id(node) for node in nodes if _learns(node.layer)}
     for node in nodes:
-        node.learned = id(node) in learning or any(
-            version.writer and version.writer.learned for version in node.bottoms
-        )
+        before = [version.writer for version in node.bottoms if version.writer is not None]
+        node.learned = not learning or id(node) in learning or any(writer.learned for writer in before)
     for node in reversed(nodes):
         after = [reader for version in node.tops for reader in version.readers]
         is_output = bool(node.bottoms) and any(not version.readers for version in node.tops)
@@ -215,7 +220,7 @@ def _mark_live(nodes: list[_Node], heads: Collection[_Node]) -> None:
         for version in node.tops:
             if version.readers:
                 judged = any(reader.cut and reader.layer.type != "Silence" for reader in version.readers)
-                is_output = judged and node.learned
+                is_output = judged and node.learned and not version.is_label
             else:  # an Input that nobody reads is the author's wish, a data layer's unread top is a label
                 is_output = bool(node.bottoms) or node.layer.type == "Input"
             version.live = not node.cut and (version.live or is_output)
@@ -281,7 +286,7 @@ def _drop_tops(layer: Message, live: list[bool]) -> list[str]:
     """Remove tops that nothing needs from a layer without bottoms, with what its parameters say of them."""
     doomed = [index for index, is_live in enumerate(live) if not is_live]
     if layer.type not in _FREE_TOPS:  # the first top is the picture, the second the label: only last ones can go
-        last_live = max(index for index, is_live in enumerate(live) if is_live)
+        last_live = max((index for index, is_live in enumerate(live) if is_live), default=-1)
         doomed = [index for index in doomed if index > last_live]
     dropped = [layer.top[index] for index in doomed]
     lists = [layer.top]

@@ -4,13 +4,15 @@ import mmap
 import os
 import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from caffeport.errors import FormatError
 
-from .wire import FIXED32, LENGTH, VARINT, fields
+from .wire import FIXED32, LENGTH, VARINT, Field, fields
 
 Readable = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -37,7 +39,8 @@ _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|\?xml)", re.IGNORECASE)
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _SOLVER = re.compile(
-    rb"^\s*(?:train_net|test_net|net|base_lr|lr_policy|max_iter|solver_mode|snapshot_prefix|test_iter)\s*:", re.MULTILINE
+    rb"^\s*(?:train_net|test_net|net|base_lr|lr_policy|max_iter|solver_mode|snapshot_prefix|test_iter)\s*:",
+    re.MULTILINE,
 )
 _SOLVER_NET = re.compile(rb"""^\s*(?:train_)?net\s*:\s*["']([^"'\n]*)["']""", re.MULTILINE)
 _LABEL_MAP = re.compile(rb"^\s*item\s*:?\s*\{", re.MULTILINE)
@@ -63,7 +66,7 @@ class Source:
     @property
     def is_text(self) -> bool:
         """Text has no control characters; every binary net has some, since field numbers and lengths are such."""
-        return _CONTROL.search(self.head) is None
+        return _CONTROL.search(self.buffer) is None
 
 
 def open_source(source: Readable) -> Source:
@@ -117,12 +120,14 @@ def refuse_binary(source: Source) -> None:
     """Raise FormatError for protobuf files that are not nets, told by the wire types of their first fields."""
     if is_mean(source):
         raise FormatError(f"{source.path}: this is a mean file (BlobProto), not a net: give it as the mean (--mean)")
-    seen = _first_fields(source)
+    seen = _first_wires(source)
     if seen.get(1) == VARINT and seen.keys() & {7, 8, 14}:
         raise FormatError(f"{source.path}: this is an ONNX model; expected a Caffe file")
     if seen.get(1) == VARINT:
-        named = _learned_net(source)
-        weights = f"; the weights are in {named!r}" if named else ""
+        names = [
+            bytes(source.buffer[f.start : f.end]) for f in _first_fields(source) if f.number == 2 and f.wire == LENGTH
+        ]
+        weights = f"; the weights are in {names[0].decode(errors='replace')!r}" if names else ""
         raise FormatError(f"{source.path}: this is a solver's state (.solverstate), not weights{weights}")
 
 
@@ -132,7 +137,7 @@ def is_mean(source: Source) -> bool:
     A NetParameter has texts and messages where a BlobProto has num, channels and height, and a bool in place
     of `data`; a SolverState and an ONNX model have a text in field 2.
     """
-    seen = _first_fields(source)
+    seen = _first_wires(source)
     if LENGTH in (seen.get(1), seen.get(2), seen.get(3)):
         return False
     has_data = seen.get(5) in (LENGTH, FIXED32)
@@ -141,26 +146,17 @@ def is_mean(source: Source) -> bool:
     return has_data or is_c3d or (has_shape and bool(seen.keys() & {8, 12}))
 
 
-def _first_fields(source: Source, limit: int = 64) -> dict[int, int]:
-    """The wire types of the first fields, by number; as far as they parse."""
-    seen: dict[int, int] = {}
-    try:
-        for count, found in enumerate(fields(source.buffer, 0, len(source.buffer))):
-            seen.setdefault(found.number, found.wire)
-            if count == limit:
-                break
-    except FormatError:
-        pass
-    return seen
+def _first_fields(source: Source, limit: int = 64) -> list[Field]:
+    """The first fields, as far as they parse."""
+    found: list[Field] = []
+    with suppress(FormatError):
+        found.extend(islice(fields(source.buffer, 0, len(source.buffer)), limit))
+    return found
 
 
-def _learned_net(source: Source) -> str | None:
-    for found in fields(source.buffer, 0, len(source.buffer)):
-        if found.number == 2 and found.wire == LENGTH:
-            return bytes(source.buffer[found.start : found.end]).decode(errors="replace")
-        if found.number > 2:
-            break
-    return None
+def _first_wires(source: Source) -> dict[int, int]:
+    """The wire types of the first fields, by field number."""
+    return {field.number: field.wire for field in reversed(_first_fields(source))}
 
 
 def _map(path: Path) -> mmap.mmap:

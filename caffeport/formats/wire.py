@@ -93,6 +93,8 @@ def run_of_fixed(buffer: memoryview, field: Field, end: int) -> int:
     A repeated float that is not packed is one record (tag, 4 bytes) for each value, millions in an old file.
     """
     tag, size = bytes(buffer[field.tag : field.start]), field.end - field.tag
+    if bytes(buffer[field.end : field.end + len(tag)]) != tag:
+        return 1
     count, longest = 1, (end - field.tag) // size
     step = 16
     while count < longest:  # doubles its stride, so that a short run in a large file stays cheap

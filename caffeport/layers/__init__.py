@@ -23,7 +23,7 @@ from .base import (
     text,
     type_name,
 )
-from . import activation, convolution, data, dense, elementwise, normalization, pooling, shape  # isort: skip
+from . import activation, convolution, data, dense, elementwise, loss, normalization, pooling, recurrent, shape  # isort: skip
 
 __all__ = [
     "TYPES",

@@ -80,7 +80,7 @@ class Layer:
         self.spec = spec
         self.key = key
         self.stored = stored
-        self.param = getattr(spec, self.param_field) if self.param_field else None
+        self.param: Message = getattr(spec, self.param_field) if self.param_field else None
 
     def __str__(self) -> str:
         return f"layer {self.key!r} ({self.spec.type})"

@@ -15,12 +15,12 @@ _HEADING = re.compile(rf"^({'|'.join(_HEADINGS)}) +(?=\S)")
 class Documentation:
     """What one class says about a layer type.
 
-    type     Caffe's name of the type
-    variant  which fork's layer of that name, "" where there is only one
-    cls      the class that describes it
+    layer_type  Caffe's name of the type
+    variant     which fork's layer of that name, "" where there is only one
+    cls         the class that describes it
     """
 
-    type: str
+    layer_type: str
     variant: str
     cls: type[Layer]
 
@@ -52,7 +52,7 @@ class Documentation:
 
     def to_dict(self) -> dict[str, object]:
         return {
-            "type": self.type,
+            "type": self.layer_type,
             "variant": self.variant,
             "family": self.family,
             "summary": self.summary,
@@ -62,16 +62,14 @@ class Documentation:
 
 def documentation() -> list[Documentation]:
     """Every registered type, by name; a type that means several layers comes once for each."""
-    return [
-        Documentation(type_, cls.variant, cls) for type_, classes in sorted(TYPES.items()) for _, cls in classes
-    ]
+    return [Documentation(type_, cls.variant, cls) for type_, classes in sorted(TYPES.items()) for _, cls in classes]
 
 
 def support_table() -> str:
     """All types as a Markdown table: the one in the README."""
     rows = ["| Type | What it does | Source |", "| --- | --- | --- |"]
     for entry in documentation():
-        name = f"`{entry.type}`" + (f" ({entry.variant})" if entry.variant else "")
-        cells = [name, entry.summary, entry.sections.get("Source", "").partition(",")[0]]
-        rows.append(f"| {' | '.join(cell.replace('|', r'\|') for cell in cells)} |")
+        name = f"`{entry.layer_type}`" + (f" ({entry.variant})" if entry.variant else "")
+        source = entry.sections.get("Source", "").partition(",")[0]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (name, entry.summary, source)) + " |")
     return "\n".join(rows) + "\n"

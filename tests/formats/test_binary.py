@@ -103,7 +103,9 @@ def test_a_name_that_is_not_utf8_is_refused(field: int) -> None:
 def test_a_bad_blob_names_file_layer_blob_and_byte(tmp_path: Path) -> None:
     path = tmp_path / "net.caffemodel"
     path.write_bytes(V2_NET + v2_layer("bad", "Bias", message(7, shape(3), packed(5, [1]))))
-    place = rf"net.caffemodel: layer 'bad' \(Bias\): blob 0 \(byte {len(V2_NET) + 14}\): shape 3 asks for 3 values, but 1"
+    place = (
+        rf"net.caffemodel: layer 'bad' \(Bias\): blob 0 \(byte {len(V2_NET) + 14}\): shape 3 asks for 3 values, but 1"
+    )
     with pytest.raises(FormatError, match=place):
         read(path)
 
@@ -125,7 +127,9 @@ def test_a_file_cut_at_any_byte_is_refused_or_a_shorter_net() -> None:
             file = read(V2_NET[:length])
         except FormatError:
             continue
-        assert [layer.name for layer in file.net.layer] == [layer.name for layer in whole.net.layer][: len(file.net.layer)]
+        assert [layer.name for layer in file.net.layer] == [layer.name for layer in whole.net.layer][
+            : len(file.net.layer)
+        ]
         for mine, theirs in zip(file.weights or [], whole.weights or [], strict=False):
             assert mine.name == theirs.name
             np.testing.assert_array_equal(mine.blobs[0].array, theirs.blobs[0].array)

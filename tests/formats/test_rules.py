@@ -55,7 +55,8 @@ def test_rules(rules, state, expected):
 
 
 def test_the_callers_phase_and_level_replace_the_files_and_stages_are_added():
-    text = "state { phase: TRAIN level: 2 stage: 'a' } layer { name: 'l' include { phase: TEST max_level: 0 stage: 'a' stage: 'b' } }"
+    rules = "include { phase: TEST max_level: 0 stage: 'a' stage: 'b' }"
+    text = f"state {{ phase: TRAIN level: 2 stage: 'a' }} layer {{ name: 'l' {rules} }}"
     filtered = filter_net(net(text), stages=["b"])
     assert [layer.name for layer in filtered.layer] == ["l"]
     assert (filtered.state.phase, filtered.state.level, filtered.state.stage) == (1, 0, ["a", "b"])
@@ -96,7 +97,7 @@ def test_nothing_left_names_phases_and_stages():
 
 
 def test_nothing_left_that_computes():
-    with pytest.raises(InputError, match="leave no layer that computes anything; .*stages: deploy, train"):
+    with pytest.raises(InputError, match=r"leave no layer that computes anything; .*stages: deploy, train"):
         filter_net(net(STAGED), phase="TRAIN", stages=["train"])
 
 
@@ -262,7 +263,7 @@ DEPLOY = [
 
 @pytest.mark.parametrize("text", DEPLOY)
 def test_a_deploy_net_stays_as_it_is(text):
-    assert to_deploy(net(text)) == (net("name: ''" + text), [])
+    assert to_deploy(net(text)) == (net(text), [])
 
 
 def test_tops_of_a_data_layer_keep_their_places():
@@ -282,6 +283,13 @@ def test_what_parameters_say_of_a_dropped_top_goes_too():
 def test_a_net_without_weights():
     text = DATA + layer("p", "Pooling", "data", "p") + layer("loss", "SoftmaxWithLoss", "p label", "loss")
     assert deployed(text)[0] == ["d Data  -> data", "p Pooling data -> p", "loss Softmax p -> prob"]
+    text = DATA + layer("p", "Pooling", "data", "p") + layer("loss", "EuclideanLoss", "p label", "loss")
+    assert deployed(text)[0] == ["d Data  -> data", "p Pooling data -> p"]
+
+
+def test_a_net_of_a_loss_alone_stays():
+    text = layer("d", "Input", "", "a b") + layer("loss", "EuclideanLoss", "a b", "loss")
+    assert to_deploy(net(text)) == (net(text), ["nothing cut, since nothing that computes would be left"])
 
 
 @needs_shared

@@ -71,21 +71,21 @@ V0_LAYERS = [
     (
         "data",
         "source: 'a' batchsize: 3 rand_skip: 1 scale: 0.5 meanfile: 'm' cropsize: 7 mirror: true",
-        "data_param { source: 'a' batch_size: 3 rand_skip: 1 } "
-        "transform_param { scale: 0.5 mean_file: 'm' crop_size: 7 mirror: true }",
+        """data_param { source: 'a' batch_size: 3 rand_skip: 1 }
+        transform_param { scale: 0.5 mean_file: 'm' crop_size: 7 mirror: true }""",
     ),
     (
         "images",
         "source: 'a' batchsize: 3 rand_skip: 1 shuffle_images: true new_height: 8 new_width: 9 scale: 2",
-        "image_data_param { source: 'a' batch_size: 3 rand_skip: 1 shuffle: true new_height: 8 new_width: 9 } "
-        "transform_param { scale: 2 }",
+        """image_data_param { source: 'a' batch_size: 3 rand_skip: 1 shuffle: true new_height: 8 new_width: 9 }
+        transform_param { scale: 2 }""",
     ),
     (
         "window_data",
-        "source: 'a' batchsize: 3 det_fg_threshold: 1 det_bg_threshold: 0 det_fg_fraction: 0.5 det_context_pad: 16 "
-        "det_crop_mode: 'square'",
-        "window_data_param { source: 'a' batch_size: 3 fg_threshold: 1 bg_threshold: 0 fg_fraction: 0.5 "
-        "context_pad: 16 crop_mode: 'square' }",
+        """source: 'a' batchsize: 3 det_fg_threshold: 1 det_bg_threshold: 0 det_fg_fraction: 0.5 det_context_pad: 16
+        det_crop_mode: 'square'""",
+        """window_data_param { source: 'a' batch_size: 3 fg_threshold: 1 bg_threshold: 0 fg_fraction: 0.5
+        context_pad: 16 crop_mode: 'square' }""",
     ),
 ]
 

@@ -1,0 +1,205 @@
+"""Regions: proposals, and pooling inside of them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .boxes import nms
+
+CHUNK = 1 << 23  # values of the pooling tables that are held at once, about
+
+
+def round_half_away(x: Tensor) -> Tensor:
+    """The nearest whole number, halves away from zero, as C's round."""
+    whole = x.trunc()
+    return whole + x.sign() * ((x - whole).abs() >= 0.5)
+
+
+def roi_bins(start: Tensor, extent: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """First cell of each bin and the one after its last, both (R, count), cut to a map of `size` cells; start and extent (R).
+
+    The whole cells of start are added after rounding, its fraction before, as Caffe's two layers do.
+    """
+    i = torch.arange(count, device=start.device, dtype=start.dtype)
+    step, whole = (extent / count)[:, None], start.trunc()[:, None]
+    fraction = start[:, None] - whole
+    first, end = (i * step + fraction).floor() + whole, ((i + 1) * step + fraction).ceil() + whole
+    return first.clamp(0, size).long(), end.clamp(0, size).long()
+
+
+def window_maxima(x: Tensor, axis: int, levels: int) -> list[Tensor]:
+    """For each level k, the largest of 2^k neighbours from each place on along an axis (near the end: of those that there are)."""
+    tables = [x]
+    for level in range(levels - 1):
+        last, reach, size = tables[-1], 1 << level, x.shape[axis]
+        joined = torch.maximum(last.narrow(axis, 0, size - reach), last.narrow(axis, reach, size - reach))
+        tables.append(torch.cat([joined, last.narrow(axis, size - reach, reach)], axis))
+    return tables
+
+
+class ROIPool(nn.Module):
+    """Largest value in each of pooled_h x pooled_w bins of each region: x (N, C, H, W), rois (R, 5) to (R, C, pooled_h, pooled_w).
+
+    A bin's maximum is that of four windows with sides of powers of two, which may overlap, so that it takes four look-ups
+    in tables of window maxima, whatever its size.
+    """
+
+    def __init__(self, size: tuple[int, int], scale: float) -> None:
+        super().__init__()
+        self.size, self.scale = size, scale
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, scale={self.scale:g}"
+
+    def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        rois = rois.reshape(-1, 5).float()  # bins are float32 in Caffe, and their edges depend on it
+        image = rois[:, 0].long()[:, None, None]
+        left, top, right, bottom = round_half_away(rois[:, 1:] * self.scale).unbind(1)
+        y0, y1 = roi_bins(top, (bottom - top + 1).clamp(min=1), self.size[0], height)
+        x0, x1 = roi_bins(left, (right - left + 1).clamp(min=1), self.size[1], width)
+        empty = (y1 <= y0)[:, :, None] | (x1 <= x0)[:, None]  # (R, ph, pw)
+        y0, x0 = y0.clamp(max=height - 1), x0.clamp(max=width - 1)
+        y_level = torch.frexp((y1 - y0).clamp(min=1).float()).exponent.long() - 1  # floor(log2)
+        x_level = torch.frexp((x1 - x0).clamp(min=1).float()).exponent.long() - 1
+        if torch.compiler.is_compiling() or not rois.shape[0]:
+            y_levels, x_levels = height.bit_length(), width.bit_length()
+        else:
+            y_levels, x_levels = int(y_level.max()) + 1, int(x_level.max()) + 1
+        table = ((y_level[:, :, None] * x_levels + x_level[:, None]) * n + image) * (height * width)
+        y1, x1 = (y1 - (1 << y_level)).clamp(min=0), (x1 - (1 << x_level)).clamp(min=0)
+        places = [(table + y[:, :, None] * width + x[:, None]).flatten() for y in (y0, y1) for x in (x0, x1)]
+        parts = []
+        share = max(1, CHUNK // max(y_levels * x_levels * n * height * width, places[0].numel()))
+        for part in x.split(share, 1):
+            part = part.permute(0, 2, 3, 1).contiguous()
+            tables = [t for rows in window_maxima(part, 1, y_levels) for t in window_maxima(rows, 2, x_levels)]
+            values = torch.stack(tables).reshape(-1, part.shape[3])
+            largest = values.index_select(0, places[0])
+            for place in places[1:]:
+                largest = torch.maximum(largest, values.index_select(0, place))
+            parts.append(largest)
+        pooled = torch.cat(parts, 1).reshape(*empty.shape, channels).masked_fill(empty[..., None], 0.0)
+        return pooled.permute(0, 3, 1, 2)
+
+
+class PSROIPool(nn.Module):
+    """Mean in each of group x group bins of each region, every bin from channels of its own: (N, D * group^2, H, W) to (R, D, group, group).
+
+    A bin's sum is the difference of four running sums, kept in float64.
+    """
+
+    def __init__(self, outputs: int, group: int, scale: float) -> None:
+        super().__init__()
+        self.outputs, self.group, self.scale = outputs, group, scale
+
+    def extra_repr(self) -> str:
+        return f"{self.outputs}, group={self.group}, scale={self.scale:g}"
+
+    def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+        n, _, height, width = x.shape
+        group = self.group
+        rois = rois.reshape(-1, 5).float()  # bins are float32 in Caffe, and their edges depend on it
+        rounded = round_half_away(rois[:, 1:])
+        left, top, right, bottom = ((rounded + rounded.new_tensor([0, 0, 1, 1])) * self.scale).unbind(1)
+        y0, y1 = roi_bins(top, (bottom - top).clamp(min=0.1), group, height)
+        x0, x1 = roi_bins(left, (right - left).clamp(min=0.1), group, width)
+        sums = F.pad(x.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
+        sums = sums.reshape(n, self.outputs, group * group, -1).permute(0, 2, 3, 1).reshape(-1, self.outputs)
+        cell = torch.arange(group * group, device=x.device).reshape(group, group)
+        plane = (rois[:, 0].long()[:, None, None] * group * group + cell) * ((height + 1) * (width + 1))
+
+        def upto(y: Tensor, x: Tensor) -> Tensor:
+            return sums.index_select(0, (plane + y[:, :, None] * (width + 1) + x[:, None]).flatten())
+
+        total = upto(y1, x1) - upto(y0, x1) - upto(y1, x0) + upto(y0, x0)
+        area = ((y1 - y0).clamp(min=0)[:, :, None] * (x1 - x0).clamp(min=0)[:, None]).flatten()[:, None]
+        mean = torch.where(area > 0, total / area.clamp(min=1), 0.0).to(x.dtype)
+        return mean.reshape(-1, group, group, self.outputs).permute(0, 3, 1, 2)
+
+
+def generate_anchors(base: int, ratios: tuple[float, ...], scales: tuple[float, ...], half_to_even: bool) -> np.ndarray[Any, Any]:
+    """Boxes (ratios * scales, 4) around the middle of a square of `base` pixels; ratio (height / width) slow, scale fast.
+
+    Their unscaled sides are whole numbers, rounded as numpy does (`half_to_even`) or as the C++ layer does.
+    """
+    rounded = np.rint if half_to_even else lambda x: np.floor(x + 0.5)
+    centre = (base - 1) / 2
+    boxes = []
+    for ratio in ratios:
+        width = rounded(np.sqrt(base * base / ratio))
+        height = rounded(width * ratio)
+        for scale in scales:
+            x, y = (width * scale - 1) / 2, (height * scale - 1) / 2
+            boxes.append((centre - x, centre - y, centre + x, centre + y))
+    return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+class Proposal(nn.Module):
+    """Regions (K, 5), rows (0, x1, y1, x2, y2) in pixels by falling score, and their scores, from a region proposal network's maps.
+
+    forward takes scores (1, 2 A, H, W), the foreground's last, deltas (1, 4 A, H, W) and the image's height, width and scale(s).
+    """
+
+    anchors: Tensor
+
+    def __init__(
+        self,
+        anchors: np.ndarray[Any, Any],
+        stride: int,
+        min_size: int,
+        before: int,
+        after: int,
+        nms_threshold: float,
+        python: bool,
+        with_scores: bool,
+    ) -> None:
+        """before, after: how many of the best are kept before and after suppression. python: the Python layer's rules for boxes
+        below min_size (removed; the C++ layer sets their score to 0) and its shape of the scores, (K, 1)."""
+        super().__init__()
+        self.register_buffer("anchors", torch.from_numpy(np.asarray(anchors, np.float32)), persistent=False)
+        self.stride, self.min_size, self.before, self.after = stride, min_size, before, after
+        self.nms_threshold, self.python, self.with_scores = nms_threshold, python, with_scores
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.anchors.shape[0]} anchors, stride={self.stride}, min_size={self.min_size}, {self.before} before and "
+            f"{self.after} after suppression at {self.nms_threshold:g}"
+        )
+
+    def forward(self, scores: Tensor, deltas: Tensor, info: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        height, width = scores.shape[2:]
+        count = self.anchors.shape[0]
+        score = scores[0, count:].permute(1, 2, 0).flatten()  # row, column, anchor
+        change = deltas[0].permute(1, 2, 0).reshape(-1, 4)
+        x = torch.arange(width, device=scores.device, dtype=scores.dtype) * self.stride
+        y = torch.arange(height, device=scores.device, dtype=scores.dtype) * self.stride
+        shift = torch.stack([x.expand(height, width), y[:, None].expand(height, width)] * 2, -1)
+        anchors = (shift[:, :, None] + self.anchors.to(scores.dtype)).reshape(-1, 4)
+        size = anchors[:, 2:] - anchors[:, :2] + 1
+        centre = anchors[:, :2] + 0.5 * size + change[:, :2] * size
+        half = 0.5 * size * change[:, 2:].exp()
+        info = info.flatten()
+        limit = info[:2].flip(0) - 1  # x, y
+        low = torch.minimum((centre - half).clamp(min=0), limit)
+        high = torch.minimum((centre + half).clamp(min=0), limit)
+        scale = info[2] if self.python else info[2:4].flip(0)
+        large = (high - low + 1 >= self.min_size * scale).all(1)
+        boxes = torch.cat([low, high], 1)
+        if self.python:
+            boxes, score = boxes[large], score[large]
+        else:
+            score = torch.where(large, score, 0.0)
+        score, order = score.sort(descending=True, stable=True)
+        score, boxes = score[: self.before], boxes[order[: self.before]]
+        valid = torch.ones_like(score, dtype=torch.bool)[None]
+        least = -1.0 if self.python else 0.0  # the C++ layer calls boxes with a gap of less than a pixel disjoint
+        keep = nms(boxes.t().contiguous()[:, None], valid, self.nms_threshold, 1.0, least, limit=self.after)[0]
+        chosen = keep.nonzero().flatten()[: self.after]
+        rois = F.pad(boxes[chosen], (1, 0))
+        if not self.with_scores:
+            return rois
+        return rois, score[chosen, None] if self.python else score[chosen]

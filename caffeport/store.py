@@ -1,0 +1,354 @@
+"""The converted folder: written whole or not at all, and read back.
+
+    deploy.prototxt      the net that was built, V2 text
+    model.safetensors    weights, keys as in state_dict
+    caffeport.json       where it came from, names, inputs, preprocessing, hashes
+    mean.npy             the mean image, float32 (C, H, W) or (C,), where one was given
+    README.md            what it is and how to use it
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from google.protobuf import text_format
+from safetensors.torch import save_file
+
+from . import __version__
+from .description import Description, describe
+from .errors import FormatError, InputError
+from .formats import MeanImage, Readable, StoredBlob, StoredLayer, Weights, read, read_mean
+from .formats.schema import Message
+from .graph import Step, build
+from .layers import Array
+from .loading import Copier, assemble, network_of
+from .network import Network, module_names
+
+FORMAT = 1
+NET, WEIGHTS, FACTS, MEAN, README = "deploy.prototxt", "model.safetensors", "caffeport.json", "mean.npy", "README.md"
+JSON_LIMIT = 64 << 20  # bytes of JSON that a reader takes in
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` did: the folder, its network, seconds by stage, bytes by file, and warnings."""
+
+    folder: Path
+    network: Network
+    seconds: dict[str, float]
+    sizes: dict[str, int]
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "seconds": self.seconds, "bytes": self.sizes, "warnings": self.warnings}
+
+
+def convert(
+    net: Readable,
+    weights: Readable | None,
+    folder: str | os.PathLike[str],
+    *,
+    mean: Readable | None = None,
+    force: bool = False,
+    phase: str = "TEST",
+    level: int = 0,
+    stages: Iterable[str] = (),
+    inputs: Mapping[str, Sequence[int | None]] | None = None,
+    strict: bool = True,
+    salvage: bool = False,
+    allow_nonfinite: bool = False,
+) -> Converted:
+    """Convert a net and its weights into a folder for `caffeport.load`. What only training needs is cut.
+
+    mean    a mean image (.binaryproto, .npy, .mat), kept for preprocessing
+    force   replace a folder that caffeport wrote before
+    Other arguments as `caffeport.load`. The folder appears whole, under its name, or not at all.
+    """
+    target = Path(folder)
+    _check_target(target, force)
+    clock = {"start": time.perf_counter()}
+    description = describe(
+        net, weights, phase=phase, level=level, stages=stages, inputs=inputs, salvage=salvage, deploy=True
+    )
+    clock["read"] = time.perf_counter()
+    network = assemble(description, strict=strict, allow_nonfinite=allow_nonfinite)
+    clock["build"] = time.perf_counter()
+    mean_image = read_mean(mean) if mean is not None else None
+    sizes = write_folder(target, network, description, mean_image, force=force)
+    clock["write"] = time.perf_counter()
+    names = list(clock)
+    seconds = {b: clock[b] - clock[a] for a, b in zip(names, names[1:], strict=False)}
+    return Converted(target, network, seconds, sizes, description.warnings)
+
+
+def write_folder(target: Path, network: Network, description: Description, mean: MeanImage | None, *, force: bool) -> dict[str, int]:
+    """Write the folder beside its place and rename it. Returns the size of each file in bytes."""
+    _check_target(target, force)
+    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    try:
+        _sweep(target)
+        partial.mkdir(parents=True)
+        net = deploy_net(description)
+        (partial / NET).write_text(text_format.MessageToString(net, as_utf8=True), encoding="utf-8")
+        save_file(_owned_state(network), partial / WEIGHTS)
+        if mean is not None:
+            np.save(partial / MEAN, mean.array, allow_pickle=False)
+        facts = _facts(network, description, mean)
+        (partial / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / README).write_text(_readme(target.name, network, facts), encoding="utf-8")
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        _flush(partial)
+        if target.exists():
+            old = target.parent / f".{target.name}.replaced-{os.getpid()}"
+            target.rename(old)
+            partial.rename(target)
+            shutil.rmtree(old)
+        else:
+            partial.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror or error}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sizes
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir() or (any(target.iterdir()) and not (target / FACTS).exists()):
+        raise InputError(f"{target}: exists and is not a folder that caffeport wrote; choose another name")
+    if not force:
+        raise InputError(f"{target}: exists already; --force (force=True) replaces it")
+
+
+def _sweep(target: Path) -> None:
+    """Remove what runs that were killed have left beside the target."""
+    for left in target.parent.glob(f".{glob_escape(target.name)}.partial-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def glob_escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def _flush(folder: Path) -> None:
+    """To the disk, so that the rename never shows files that are not there yet."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _owned_state(network: Network) -> dict[str, torch.Tensor]:
+    """The state_dict with each shared tensor once, under its owner's key."""
+    seen: dict[int, str] = {}
+    state = {}
+    for key, tensor in network.state_dict(keep_vars=True).items():
+        if seen.setdefault(id(tensor), key) == key:
+            state[key] = tensor.detach()
+    return state
+
+
+def deploy_net(description: Description) -> Message:
+    """The net that was built, as V2 text shows it: data layers are Input layers, rules and phases are gone."""
+    net = type(description.net)()
+    net.CopyFrom(description.net)
+    net.ClearField("state")
+    inputs = {value.blob: value.shape for value in description.graph.inputs}
+    sources = {layer.key for layer in description.graph.data_layers}
+    for spec in net.layer:
+        for name in ("include", "exclude", "phase", "blobs"):
+            spec.ClearField(name)
+        if spec.name in sources and not spec.bottom:
+            kept = (spec.name, list(spec.top))
+            spec.Clear()
+            spec.name, spec.type = kept[0], "Input"
+            spec.top[:] = kept[1]
+            for top in spec.top:
+                spec.input_param.shape.add().dim[:] = [-1 if n is None else n for n in inputs[top]]
+    undeclared = [name for name in inputs if not any(name in spec.top for spec in net.layer)]
+    if undeclared:
+        layers = list(net.layer)
+        del net.layer[:]
+        first = net.layer.add(name="input", type="Input")
+        first.top[:] = undeclared
+        for name in undeclared:
+            first.input_param.shape.add().dim[:] = [-1 if n is None else n for n in inputs[name]]
+        net.layer.extend(layers)
+    return net
+
+
+def _facts(network: Network, description: Description, mean: MeanImage | None) -> dict[str, Any]:
+    graph = network.graph
+    transforms = {layer.key: _transform(layer.spec.transform_param) for layer in graph.data_layers if layer.spec.HasField("transform_param")}
+    stored = description.weights.by_name() if description.weights else {}
+    return {
+        "format": FORMAT,
+        "name": graph.name,
+        "sources": [
+            {"file": Path(file.path).name, "form": file.form, "sha256": _file_sha256(file.path)} for file in description.files
+        ],
+        "inputs": {name: list(shape) for name, shape in network.inputs.items()},
+        "outputs": network.outputs,
+        "names": {key: name for key, name in network.names.items() if key != name},
+        "preprocessing": {"transform_param": transforms, "mean": {"file": MEAN, "form": mean.form} if mean else None},
+        "blobs": {
+            step.key: [
+                {"shape": list(blob.shape), "sha256": sha256(blob.array)}
+                for blob in (stored[step.layer.spec.name].blobs if step.layer.spec.name in stored else ())
+            ]
+            for step in graph.steps
+            if step.blobs
+        },
+        "tensors": {key: sha256(tensor.numpy()) for key, tensor in _owned_state(network).items()},
+        "versions": {"caffeport": __version__, "torch": torch.__version__},
+    }
+
+
+def _transform(param: Message) -> dict[str, Any]:
+    return {f.name: list(value) if f.is_repeated else value for f, value in param.ListFields() if f.message_type is None}
+
+
+def sha256(array: Array) -> str:
+    """Hash of an array as little-endian float32 (whole numbers as they are), row-major."""
+    values = array if array.dtype.kind in "iub" else array.astype("<f4", copy=False)
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest() if values.size else hashlib.sha256().hexdigest()
+
+
+def _file_sha256(path: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None  # given as bytes or as an open file
+
+
+def _readme(name: str, network: Network, facts: dict[str, Any]) -> str:
+    inputs = ", ".join(f"`{blob!r}` {' x '.join('any' if n is None else str(n) for n in shape)}" for blob, shape in network.inputs.items())
+    sources = ", ".join(f"{source['file']!r} ({source['form']})" for source in facts["sources"])
+    return (
+        f"# {name}\n\nConverted by caffeport {__version__} from {_inline(sources)}.\n\n"
+        f"Inputs: {_inline(inputs)}. Outputs: {_inline(', '.join(map(repr, network.outputs)))}.\n\n"
+        "```python\nimport caffeport, torch\n\n"
+        f"network = caffeport.load({name!r})\n"
+        "with torch.no_grad():\n    output = network(x)          # x: float32, as Caffe's input blob (often BGR, mean subtracted)\n"
+        '    every = network.blobs(x)     # every blob, as "layer::top" and by blob name\n```\n\n'
+        "`deploy.prototxt` is the net that was built, `model.safetensors` its weights, `caffeport.json` where it came from.\n"
+    )
+
+
+def _inline(text: str) -> str:
+    """File and blob names are foreign text: one line, no markup."""
+    return re.sub(r"[^\w .,:/()'`?-]", "?", text)[:2000]
+
+
+# ---- reading
+
+
+def load_folder(folder: Path, *, allow_nonfinite: bool = False) -> Network:
+    """The Network of a converted folder. Raises FormatError where the folder is not whole."""
+    facts = _read_facts(folder / FACTS)
+    file = read(folder / NET)
+    tensors, weights = _tensors(folder / WEIGHTS)
+    graph = build(file.net, _stored_shapes(facts, folder / FACTS))
+    names = module_names(step.key for step in graph.steps)
+
+    by_module: dict[str, dict[str, Array]] = {}
+    for key, array in tensors.items():
+        module, _, name = key.partition(".")
+        by_module.setdefault(module, {})[name] = array
+
+    def state(step: Step) -> dict[str, Array]:
+        return by_module.get(names[step.key], {})
+
+    copier = Copier(weights.release)
+    network = network_of(graph, state, copier)
+    if not allow_nonfinite:
+        copier.refuse_nonfinite()
+    return network
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise FormatError(f"{path}: larger than {JSON_LIMIT} bytes; not a file that caffeport wrote")
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"{path.parent}: a folder without {path.name}; expected one that `caffeport convert` wrote") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise FormatError(f"{path}: expected format {FORMAT} of a folder that caffeport wrote; convert the model again")
+    return facts
+
+
+def _stored_shapes(facts: dict[str, Any], path: Path) -> dict[str, StoredLayer]:
+    """The shapes of Caffe's arrays, which tell forks' layers apart; without their numbers."""
+    layers = {}
+    try:
+        for name, blobs in facts.get("blobs", {}).items():
+            shapes = [tuple(int(n) for n in blob["shape"]) for blob in blobs]
+            if any(n < 0 for shape in shapes for n in shape):
+                raise ValueError("a dimension below 0")
+            if shapes:
+                empty = (StoredBlob(np.broadcast_to(np.float32(1), shape), legacy=False) for shape in shapes)
+                layers[name] = StoredLayer(name, "", tuple(empty))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: 'blobs' is not as caffeport writes it ({error}); convert the model again") from error
+    return layers
+
+
+def _tensors(path: Path) -> tuple[dict[str, Array], Weights]:
+    """Views of a safetensors file's arrays, and the map behind them. (The library itself only gives copies.)
+
+    The format: 8 bytes with the header's length, the header as JSON, then the numbers.
+    """
+    try:
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be read: {error}") from error
+    length = int.from_bytes(mapped[:8], "little")
+    if length > min(JSON_LIMIT, len(mapped) - 8):
+        raise FormatError(f"{path}: its header of {length} bytes ends beyond the file; the file is damaged")
+    body = memoryview(mapped)[8 + length :]
+    tensors = {}
+    try:
+        header = json.loads(mapped[8 : 8 + length])
+        header.pop("__metadata__", None)
+        for key, entry in header.items():
+            shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+            if entry["dtype"] not in ("F32", "I64") or any(n < 0 for n in shape):
+                raise ValueError(f"{key!r} is {entry['dtype']} of shape {shape}")
+            dtype = np.dtype("<f4" if entry["dtype"] == "F32" else "<i8")
+            if not 0 <= start <= end <= len(body) or end - start != prod(shape) * dtype.itemsize:
+                raise ValueError(f"{key!r} of shape {shape} lies at {start} to {end} of {len(body)} bytes")
+            tensors[key] = np.frombuffer(body[start:end], dtype).reshape(shape)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: the header is not that of a safetensors file of float32 arrays: {error}") from error
+    return tensors, Weights([], mapped)
