@@ -13,7 +13,7 @@ from math import prod
 from .errors import CaffeportError, FormatError, InputError, ShapeError, UnsupportedLayer
 from .formats.model_file import StoredLayer
 from .formats.schema import Message
-from .layers import UNKNOWN, Blob, Layer, Quirk, Shape, layer_class, text
+from .layers import UNKNOWN, Blob, Layer, OpenShape, Quirk, Shape, layer_class, text
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,7 @@ class Graph:
     """A whole net.
 
     inputs   the blobs that the caller feeds, in order
+    labels   those of MemoryData layers that are declared as (B) and that a run holds as (B, 1, 1, 1)
     steps    all layers that compute, in file order
     blobs    every blob name as it is at the end of a run
     outputs  names that no layer reads, sorted, as Caffe lists them
@@ -71,6 +72,7 @@ class Graph:
 
     name: str
     inputs: list[Value] = field(default_factory=list)
+    labels: set[Value] = field(default_factory=set)
     data_layers: list[Layer] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     blobs: dict[str, Operand] = field(default_factory=dict)
@@ -140,7 +142,7 @@ class _Builder:
             try:
                 self._add(layer)
             except CaffeportError as error:
-                self.problems.append(error)
+                self.problems.append(self._with_inputs(error) if isinstance(error, OpenShape) else error)
                 for top in layer.spec.top:
                     self.broken.add(self._write(f"{layer.key}::{top}", top, ()))
         self._raise()
@@ -235,6 +237,8 @@ class _Builder:
         # Input layers do not count as layers that ran; a data layer does, under its own name.
         key = f"{layer.key}::{name}" if layer and layer.spec.type != "Input" else name
         self.graph.inputs.append(self._write(key, name, shape))
+        if layer and layer.spec.type == "MemoryData" and name != layer.spec.top[0]:
+            self.graph.labels.add(self.graph.inputs[-1])
 
     def _write(self, key: str, blob: str, shape: Shape, home: Value | None = None, overwrites: bool = False) -> Value:
         value = Value(key, blob, shape, self.graph.slots)
@@ -258,6 +262,11 @@ class _Builder:
     def _same_memory_view(self, value: Value, newest: Value) -> bool:
         """Whether `value` was written after `newest` as a view of it, so that it holds the newest numbers already."""
         return value.slot > newest.slot
+
+    def _with_inputs(self, error: OpenShape) -> ShapeError:
+        names = [value.blob for value in self.graph.inputs if None in value.shape]
+        given = ", ".join(f"{name!r}: (N, C, H, W)" for name in names)
+        return ShapeError(f"{error}; give the shape of the input: inputs={{{given}}} or --input {(names or ['NAME'])[0]}=N,C,H,W")
 
     def _missing(self, name: str, layer: Layer | None) -> str:
         later = next((spec.name for spec in self.net.layer if name in spec.top), None)

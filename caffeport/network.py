@@ -81,6 +81,7 @@ class Network(nn.Module):
         graph = Graph(
             name=self.graph.name,
             inputs=[value for value in self.graph.inputs if value in needed],
+            labels=self.graph.labels,
             data_layers=self.graph.data_layers,
             steps=steps,
             blobs=_last_blobs(self.graph, steps, blob, target),
@@ -135,8 +136,7 @@ class Network(nn.Module):
         like = next(self.parameters(), None)
         for value in inputs:
             x = _tensor(fed[value.blob], like)
-            missing_axes = value.shape[x.dim() :]  # (B) for a label that Caffe holds as (B, 1, 1, 1)
-            values[value.slot] = x.reshape(*x.shape, *missing_axes) if missing_axes and set(missing_axes) == {1} else x
+            values[value.slot] = x.reshape(-1, 1, 1, 1) if value in self.graph.labels else x
         if not torch.compiler.is_compiling():
             self._check({value.blob: tuple(values[value.slot].shape) for value in inputs})
         return values
@@ -147,7 +147,7 @@ class Network(nn.Module):
         if seen in self._checked:
             return
         for value in self.graph.inputs:
-            if len(shapes[value.blob]) != len(value.shape):
+            if len(shapes[value.blob]) != len(value.shape) and value not in self.graph.labels:
                 raise ShapeError(
                     f"input {value.blob!r}: got shape {text(shapes[value.blob])}, the net declares {text(value.shape)}; "
                     f"another number of axes has to be given when the net is loaded (inputs={{...}} or --input)"

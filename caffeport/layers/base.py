@@ -54,6 +54,10 @@ class Quirk:
     handled: str
 
 
+class OpenShape(ShapeError):
+    """A layer cannot be built while its bottom's shape is open; the graph adds which input to give."""
+
+
 class Layer:
     """Describes one layer of a net. Subclass it and `register` the subclass for a layer type.
 
@@ -168,10 +172,7 @@ class Layer:
         if size is not None:
             return size
         if stored is None:
-            raise ShapeError(
-                f"{self}: {what} is not known: the net does not say it and no weights do; "
-                f"give the input's shape (inputs={{...}} or --input NAME=N,C,H,W)"
-            )
+            raise OpenShape(f"{self}: {what} is not known: the net does not say it and no weights do")
         return stored
 
 
@@ -232,11 +233,11 @@ def layer_class(spec: Message, stored: Sequence[StoredBlob] | None = None) -> ty
     for when, cls in TYPES.get(type_name(spec), []):
         if when is None or when(spec, stored):
             return cls
-    if spec.type == "Python":
-        from .data import PythonData
+    if not spec.bottom and spec.top:
+        from .data import UnknownData
 
-        if not spec.bottom:
-            return PythonData
+        return UnknownData
+    if spec.type == "Python":
         hint = f"register a class for it: @caffeport.layers.register({type_name(spec)!r})"
         raise UnsupportedLayer(f"layer {spec.name!r} (Python, {type_name(spec)}): its code is not part of the file; {hint}")
     near = get_close_matches(spec.type, TYPES, n=1)

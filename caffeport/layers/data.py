@@ -91,7 +91,7 @@ class ImageData(DataLayer):
 class MemoryData(DataLayer):
     """Arrays in memory, fed by the caller.
 
-    Shapes   no bottom -> data (B, channels, height, width), label (B, 1, 1, 1), fed as (B) too
+    Shapes   no bottom -> data (B, channels, height, width), label (B), which a run holds as (B, 1, 1, 1)
     Params   batch_size, channels, height, width
     PyTorch  arguments of forward. ONNX: graph inputs.
     Source   BVLC Caffe 1.0, src/caffe/layers/memory_data_layer.cpp
@@ -103,10 +103,6 @@ class MemoryData(DataLayer):
     def first(self) -> Shape:
         p = self.param
         return (p.batch_size or None, p.channels or None, p.height or None, p.width or None)
-
-    def tops(self, bottoms: list[Shape]) -> list[Shape]:
-        data = self.first()
-        return [data, (data[0], 1, 1, 1)][: len(self.spec.top)]
 
 
 @register("HDF5Data")
@@ -140,8 +136,8 @@ class WindowData(DataLayer):
         return (self.param.batch_size or None, 3, size, size)
 
 
-class PythonData(HDF5Data):
-    """A Python layer without bottoms: a data source in code. Nothing is imported; its tops are inputs."""
+class UnknownData(HDF5Data):
+    """A layer without bottoms whose type nobody describes: a data source of a fork, or in Python. Its tops are inputs; no code is imported."""
 
 
 @register("HDF5Output")

@@ -101,7 +101,7 @@ class SoftmaxWithLoss(_LabelledLoss):
     before the class axis, NONE one; at least 1
 
     Shapes   scores (N.., C, ...), labels (N.., ...), one for each place -> loss, a scalar [, probabilities]
-    Params   softmax_param axis 1; loss_param ignore_label, normalization VALID (old normalize: true VALID, else BATCH_SIZE)
+    Params   softmax_param axis 1; loss_param ignore_label, normalization VALID (old normalize: VALID or BATCH_SIZE)
     Raises   ShapeError: first dimensions or the number of labels differ
              UnsupportedLayer: a fork's way to weight or normalise
     PyTorch  F.cross_entropy(reduction="sum") / Z, without the floor of 1.2e-38; a label that is no class is an error

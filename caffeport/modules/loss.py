@@ -15,7 +15,7 @@ def by_class(x: Tensor, axis: int) -> Tensor:
 
 
 def at_label(x: Tensor, label: Tensor) -> Tensor:
-    """x (outer, classes, inner) at each label (outer, inner); NaN where the label is no class (Caffe reads past the end)."""
+    """x (outer, classes, inner) at each label (outer, inner); NaN where it is no class (Caffe reads past the end)."""
     picked = x.gather(1, label.clamp(0, x.shape[1] - 1)[:, None])[:, 0]
     return torch.where((label >= 0) & (label < x.shape[1]), picked, float("nan"))
 
