@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 VENV := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench proto
+.PHONY: demo test lint bench proto readme
 
 demo: $(READY)
 	$(VENV)/python examples/demo.py
@@ -28,6 +28,10 @@ build/memnet.caffemodel: | $(READY)
 
 proto: $(READY)
 	$(VENV)/python -m grpc_tools.protoc -Iproto --descriptor_set_out=caffeport/formats/caffe.binpb proto/caffe.proto
+
+# The support table in the README, from the layers' docstrings.
+readme: $(READY)
+	$(VENV)/python tests/test_readme.py
 
 # constraints.txt pins torch, so that pip cannot move to another build of it.
 $(READY): pyproject.toml constraints.txt

@@ -28,6 +28,9 @@ class Description:
     weights: Weights | None
     warnings: list[str] = field(default_factory=list)
 
+    def __deepcopy__(self, memo: object) -> "Description":
+        return self  # never changed, and a memory map cannot be copied
+
     @property
     def partial(self) -> bool:
         """The arrays stand in a prototxt, which need not give all of them."""

@@ -15,12 +15,14 @@ from .formats.model_file import StoredLayer
 from .formats.schema import Message
 from .layers import UNKNOWN, Blob, Layer, OpenShape, Quirk, Shape, layer_class, text
 
+AUTOMATIC = "(automatic)"  # Caffe's name for the top of a loss that names none; no other layer can read it
+
 
 @dataclass(frozen=True, eq=False)
 class Value:
     """What one layer wrote to one top.
 
-    key    "layer::top", or the blob's name for an Input layer's
+    key    "layer::top", or the blob's name for an input that no layer declares
     blob   the name under which the net file knows it
     shape  as declared; None where only a run can tell
     slot   its place in the list of values of a run
@@ -43,6 +45,10 @@ class Operand:
     def shape(self) -> Shape:
         return (self.like or self.value).shape
 
+    @property
+    def values(self) -> list[Value]:
+        return [self.value] if self.like is None else [self.value, self.like]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -58,12 +64,17 @@ class Step:
     def key(self) -> str:
         return self.layer.key
 
+    @property
+    def reads(self) -> list[Value]:
+        """All values that have to be there before this layer runs."""
+        return [value for operand in self.bottoms for value in operand.values]
+
 
 @dataclass
 class Graph:
     """A whole net.
 
-    inputs   the blobs that the caller feeds, in order
+    inputs   the blobs that the caller may feed, in order; `needed` are those of them that some layer reads or that are outputs
     labels   those of MemoryData layers that are declared as (B) and that a run holds as (B, 1, 1, 1)
     steps    all layers that compute, in file order
     blobs    every blob name as it is at the end of a run
@@ -80,14 +91,22 @@ class Graph:
     warnings: list[str] = field(default_factory=list)
     slots: int = 0
 
-    def shapes(self, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Shapes of all values (`layer::top` and inputs) for these input shapes. Raises ShapeError as Caffe would abort."""
-        shapes: dict[Value, Shape] = {value: inputs.get(value.blob, value.shape) for value in self.inputs}
+    def shapes(self, given: Mapping[Value, Shape]) -> dict[Value, Shape]:
+        """Shapes of all values that can be computed from the given ones. Raises ShapeError where Caffe would abort."""
+        shapes = dict(given)
         for step in self.steps:
-            bottoms = [shapes[operand.like or operand.value] for operand in step.bottoms]
-            shapes |= zip(step.tops, step.layer.describe(bottoms), strict=True)
-            _check_learned(step, bottoms)
-        return {value.key: shape for value, shape in shapes.items()}
+            if all(value in shapes for value in step.reads):
+                bottoms = [shapes[operand.like or operand.value] for operand in step.bottoms]
+                tops = zip(step.tops, step.layer.describe(bottoms), strict=True)
+                _check_learned(step, bottoms)
+                shapes.update((top, shape) for top, shape in tops if top not in given)
+        return shapes
+
+    @property
+    def needed(self) -> list[Value]:
+        read = {value for step in self.steps for value in step.reads}
+        read |= {value for name in self.outputs for value in self.blobs[name].values}
+        return [value for value in self.inputs if value in read]
 
     def quirks(self) -> list[Quirk]:
         return [quirk for step in self.steps for quirk in step.layer.quirks([o.shape for o in step.bottoms])]
@@ -192,7 +211,7 @@ class _Builder:
             return
         bottoms = [operand.shape for operand in operands]
         shapes = layer.describe(bottoms)
-        names = list(spec.top) or ["(automatic)"] * len(shapes)
+        names = list(spec.top) or [AUTOMATIC] * len(shapes)
         self._check_tops(layer, names)
         blobs = layer.blobs(bottoms)
         owners = self._owners(layer, blobs)
@@ -234,8 +253,7 @@ class _Builder:
                 raise InputError(f"input {name!r}: shape {text(shape)} has a dimension below 1; Caffe cannot hold such a blob")
         if name in self.current:
             raise FormatError(f"input {name!r} is declared twice")
-        # Input layers do not count as layers that ran; a data layer does, under its own name.
-        key = f"{layer.key}::{name}" if layer and layer.spec.type != "Input" else name
+        key = f"{layer.key}::{name}" if layer else name
         self.graph.inputs.append(self._write(key, name, shape))
         if layer and layer.spec.type == "MemoryData" and name != layer.spec.top[0]:
             self.graph.labels.add(self.graph.inputs[-1])
@@ -247,7 +265,8 @@ class _Builder:
         self.memory[value] = root
         if overwrites or not home:
             self.newest[root] = value
-        self.current[blob] = value
+        if blob != AUTOMATIC:
+            self.current[blob] = value
         return value
 
     def _operand(self, name: str, layer: Layer | None = None) -> Operand:
@@ -285,7 +304,7 @@ class _Builder:
             in_place = i < len(layer.spec.bottom) and layer.spec.bottom[i] == name
             if in_place and not layer.in_place:
                 raise ShapeError(f"{layer}: writes to its own bottom {name!r}; Caffe cannot do this layer in place")
-            if (name in self.current and not in_place and name != "(automatic)") or name in names[:i]:
+            if (name in self.current and not in_place) or name in names[:i]:
                 raise ShapeError(
                     f"{layer}: writes blob {name!r}, which an earlier layer has written; only in-place layers may do that"
                 )

@@ -61,7 +61,7 @@ def load(
 
 def assemble(description: Description, *, strict: bool = True, allow_nonfinite: bool = False, seed: int = 0) -> Network:
     """Build the modules of a described net and copy its weights in, once."""
-    arrays = _stored_arrays(description, strict)
+    arrays = stored_arrays(description, strict)
     random = np.random.default_rng(seed)
 
     def state(step: Step) -> dict[str, Array]:
@@ -77,10 +77,11 @@ def assemble(description: Description, *, strict: bool = True, allow_nonfinite: 
     network = network_of(description.graph, state, copier)
     if not allow_nonfinite:
         copier.refuse_nonfinite()
+    network.description = description
     return network
 
 
-def _stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int], Array]:
+def stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int], Array]:
     """The file's array for each learned one, by (layer key, index). Raises WeightsError for all that does not fit."""
     weights, steps = description.weights, {step.key: step for step in description.graph.steps}
     if weights is None:

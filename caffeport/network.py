@@ -1,6 +1,7 @@
 """A Caffe net as a plain nn.Module."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from .description import Description
 from .errors import InputError, ShapeError
 from .graph import Graph, Operand, Step, Value
 from .layers import Quirk, Shape, text
@@ -34,6 +36,7 @@ class Network(nn.Module):
 
     graph: Graph
     names: dict[str, str]
+    description: Description | None = None  # the files that it was made from
 
     def __init__(
         self, graph: Graph, modules: Mapping[str, nn.Module], views: Mapping[str, Mapping[str, View]] | None = None
@@ -45,7 +48,7 @@ class Network(nn.Module):
         for key, name in self.names.items():
             self.add_module(name, modules[key])
         self._views = dict(views or {})
-        self._checked: set[tuple[Shape, ...]] = set()
+        self._checked: set[tuple[tuple[int, Shape], ...]] = set()
         self._plan = _plan(graph, self.names, self._views)
         self.eval()
 
@@ -108,52 +111,90 @@ class Network(nn.Module):
         return outputs if len(outputs) != 1 else next(iter(outputs.values()))
 
     def blobs(self, *args: Feed | Mapping[str, Feed], **kwargs: Feed) -> dict[str, Tensor]:
-        """Run the net and give every value: `layer::top` as the layer wrote it, and each blob name as it is at the end."""
-        values = self._feed(args, kwargs)
+        """Run the net and give every value: `layer::top` as the layer wrote it, and each blob name as it is at the end.
+
+        Besides inputs, any inner value may be fed, and the net starts there: `blobs({"pool1": x})` runs what follows pool1.
+        A plain name is the blob's value at the end, after its in-place layers; "conv1::conv1" the one before an in-place ReLU.
+        The autograd graph is kept where gradients are on.
+        """
+        values = self._feed(args, kwargs, inner=True)
+        given = {slot: value for slot, value in enumerate(values) if value is not None}
         for step in self.graph.steps:
-            _call(step, self.names, self._views)(self._modules, values)
+            ready = all(values[value.slot] is not None for value in step.reads)
+            if ready and not (step.tops and all(top.slot in given for top in step.tops)):
+                _call(step, self.names, self._views)(self._modules, values)
+                for top in step.tops:
+                    values[top.slot] = given.get(top.slot, values[top.slot])
         every = {value.key: values[value.slot] for value in self.graph.inputs}
         every |= {top.key: values[top.slot] for step in self.graph.steps for top in step.tops}
-        every |= {name: _see(operand, values) for name, operand in self.graph.blobs.items()}
-        return every
+        blobs = self.graph.blobs.items()
+        every |= {name: _see(o, values) for name, o in blobs if all(values[value.slot] is not None for value in o.values)}
+        return {name: value for name, value in every.items() if value is not None}
 
-    def _feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Feed]) -> list[Any]:
-        """Values by slot, with the inputs in place."""
-        inputs = self.graph.inputs
+    def run_step(
+        self,
+        step: Step,
+        bottoms: Sequence[Tensor],
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        module: nn.Module | None = None,
+    ) -> tuple[Tensor, ...]:
+        """One layer alone: its tops for these bottoms, computed in `dtype` on `device`.
+
+        The layer's numbers are converted for this call only, so that a net larger than the device can run a layer at a
+        time. `module` stands in for the layer's own.
+        """
+        shared = _shared(step, self.names, self._views)
+        owners = {owner: converted(self._modules[owner], dtype, device) for _, owner, _ in shared}
+        own = converted(module or self._modules[self.names[step.key]], dtype, device)
+        return _apply(step, own, [x.to(device, dtype) for x in bottoms], owners, shared)
+
+    def _feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Feed], inner: bool = False) -> list[Any]:
+        """Values by slot, with what is fed in place. `inner` lets the caller feed values that layers write."""
+        graph = self.graph
         if len(args) == 1 and isinstance(args[0], Mapping):
             args, kwargs = (), {**args[0], **kwargs}
-        fed = dict(zip((value.blob for value in inputs), args, strict=False)) | dict(kwargs)
-        missing = [value.blob for value in inputs if value.blob not in fed]
-        unknown = [name for name in fed if name not in self.inputs]
-        if missing or unknown or len(args) > len(inputs):
+        fed = dict(zip((value.blob for value in graph.inputs), args, strict=False)) | dict(kwargs)
+        places = {value.blob: value for value in graph.inputs}
+        if inner:
+            places = {top.key: top for step in graph.steps for top in step.tops} | {
+                name: operand.value for name, operand in graph.blobs.items()
+            } | {value.key: value for value in graph.inputs} | places
+        unknown = [name for name in fed if name not in places]
+        started = any(places[name] not in graph.inputs for name in fed if name in places)
+        missing = [value.blob for value in graph.needed if value.blob not in fed and value.key not in fed and not started]
+        if missing or unknown or len(args) > len(graph.inputs):
             raise InputError(
                 f"the net takes {_listing(self.inputs)}"
                 + (f"; not given: {_listing(missing)}" if missing else "")
                 + (f"; not an input: {_listing(unknown)}" if unknown else "")
-                + (f"; {len(args)} arrays were given" if len(args) > len(inputs) else "")
+                + (f"; {len(args)} arrays were given" if len(args) > len(graph.inputs) else "")
             )
-        values: list[Any] = [None] * self.graph.slots
+        values: list[Any] = [None] * graph.slots
         like = next(self.parameters(), None)
-        for value in inputs:
-            x = _tensor(fed[value.blob], like)
-            values[value.slot] = x.reshape(-1, 1, 1, 1) if value in self.graph.labels else x
+        shapes: dict[Value, Shape] = {}
+        for name, array in fed.items():
+            value, x = places[name], _tensor(array, like)
+            shapes[value] = (x.shape[0], 1, 1, 1) if value in graph.labels and x.dim() else tuple(x.shape)
+            values[value.slot] = x.reshape(-1, 1, 1, 1) if value in graph.labels else x
         if not torch.compiler.is_compiling():
-            self._check({value.blob: tuple(values[value.slot].shape) for value in inputs})
+            self._check(shapes)
         return values
 
-    def _check(self, shapes: dict[str, Shape]) -> None:
-        """Once for each new set of input shapes: does every layer accept what it would get?"""
-        seen = tuple(shapes.values())
+    def _check(self, shapes: dict[Value, Shape]) -> None:
+        """Once for each new set of shapes: does every layer accept what it would get?"""
+        seen = tuple((value.slot, shape) for value, shape in shapes.items())
         if seen in self._checked:
             return
-        for value in self.graph.inputs:
-            if len(shapes[value.blob]) != len(value.shape) and value not in self.graph.labels:
+        for value, shape in shapes.items():
+            if len(shape) != len(value.shape) and value not in self.graph.labels:
                 raise ShapeError(
-                    f"input {value.blob!r}: got shape {text(shapes[value.blob])}, the net declares {text(value.shape)}; "
+                    f"blob {value.blob!r}: got shape {text(shape)}, the net declares {text(value.shape)}; "
                     f"another number of axes has to be given when the net is loaded (inputs={{...}} or --input)"
                 )
         self.graph.shapes(shapes)
-        self._checked.add(seen)
+        if len(self._checked) < 1000:
+            self._checked.add(seen)
 
 
 # ---- from steps to calls
@@ -164,7 +205,7 @@ def _call(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str,
     name, bottoms, tops = names[step.key], step.bottoms, [top.slot for top in step.tops]
     axis = step.layer.flatten_from()
     slots = [operand.value.slot for operand in bottoms]
-    shared = [(own, names[view.layer], view) for own, view in views.get(step.key, {}).items()]
+    shared = _shared(step, names, views)
     if axis is None and not shared and len(slots) == 1 and len(tops) == 1 and bottoms[0].like is None:
         (slot,), (top,) = slots, tops
 
@@ -175,19 +216,41 @@ def _call(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str,
 
     def many(modules: Mapping[str, Any], values: list[Any]) -> None:
         args = [_see(operand, values) for operand in bottoms]
-        if axis is not None:
-            args = [x.flatten(axis) if axis < 0 or x.dim() > axis + 1 else x for x in args]
-        module = modules[name]
-        if shared:
-            tensors = {own: modules[owner].get_parameter(view.parameter).reshape(view.shape) for own, owner, view in shared}
-            module = partial(functional_call, module, tensors)
-            result = tuple(module((x,)) for x in args) if step.layer.per_bottom else module(tuple(args))
-        else:
-            result = tuple(map(module, args)) if step.layer.per_bottom else module(*args)
-        for top, value in zip(tops, result if isinstance(result, tuple) else (result,), strict=False):
+        for top, value in zip(tops, _apply(step, modules[name], args, modules, shared), strict=False):
             values[top] = value
 
     return many
+
+
+def _shared(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]) -> list[tuple[str, str, View]]:
+    """Parameters that are another layer's: own name, that layer's module name, how it is seen."""
+    return [(own, names[view.layer], view) for own, view in views.get(step.key, {}).items()]
+
+
+def _apply(step: Step, module: Any, args: list[Any], modules: Mapping[str, Any], shared: list[tuple[str, str, View]]) -> tuple[Any, ...]:
+    """The tops of a step for its bottoms."""
+    axis = step.layer.flatten_from()
+    if axis is not None:
+        args = [x.flatten(axis) if axis < 0 or x.dim() > axis + 1 else x for x in args]
+    if shared:
+        tensors = {own: modules[owner].get_parameter(view.parameter).reshape(view.shape) for own, owner, view in shared}
+        module = partial(functional_call, module, tensors)
+        result = tuple(module((x,)) for x in args) if step.layer.per_bottom else module(tuple(args))
+    else:
+        result = tuple(map(module, args)) if step.layer.per_bottom else module(*args)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def converted(module: nn.Module, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
+    """The module with its numbers in `dtype` on `device`: a copy, or the module itself where they are so already."""
+    def moved(tensor: Tensor) -> Tensor:
+        new = tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
+        return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
+
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(t.device == torch.device(device) and (t.dtype == dtype or not t.is_floating_point()) for t in tensors):
+        return module
+    return deepcopy(module, {id(tensor): moved(tensor) for tensor in tensors})
 
 
 def _see(operand: Operand, values: list[Any]) -> Any:

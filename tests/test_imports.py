@@ -16,12 +16,13 @@ MAY_IMPORT = {  # part of the package -> parts that it may import, beside itself
     "errors": set(),
     "formats": {"errors"},
     "modules": set(),
-    "fillers": {"errors", "formats"},
     "layers": {"errors", "formats", "modules"},
     "graph": {"errors", "formats", "layers"},
-    "network": {"errors", "formats", "layers", "modules", "fillers", "graph"},
+    "description": {"errors", "formats", "layers", "graph"},
+    "fillers": {"errors", "formats", "layers"},
+    "network": {"errors", "formats", "layers", "graph"},
 }
-WITHOUT_TORCH = ("formats", "layers", "graph", "errors", "cli", "__init__", "__main__")
+WITHOUT_TORCH = ("__init__", "__main__", "cli", "description", "errors", "fillers", "formats", "graph", "layers")
 
 
 def part(path: Path) -> str:

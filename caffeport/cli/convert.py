@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .options import load_options
-from .output import print_json, visible
+from .output import print_json
 
 
 @click.command()
@@ -24,7 +24,7 @@ def convert(
     What only training needs is cut. The folder appears whole or not at all.
     """
     if sys.stderr.isatty():
-        click.echo(f"converting {visible(net)} ...", err=True)
+        click.echo(f"converting {click.format_filename(net)} ...", err=True)
     from ..store import convert as convert_files
 
     done = convert_files(net, weights, folder, mean=mean, force=force, **how)
@@ -34,6 +34,6 @@ def convert(
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
     for name, size in done.sizes.items():
-        click.echo(f"{visible(str(done.folder / name))}: {size:,} bytes")
+        click.echo(f"{click.format_filename(done.folder / name)}: {size:,} bytes")
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in done.seconds.items())
     click.echo(f"{sum(done.sizes.values()):,} bytes in {sum(done.seconds.values()):.2f} s ({stages})")

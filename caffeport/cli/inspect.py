@@ -46,7 +46,7 @@ def inspect(net: str, weights: str | None, as_json: bool, **how: Any) -> None:
     if weights is None and looks_like_mean(net):
         mean = read_mean(net)
         facts = {"file": net, "form": mean.form, "shape": list(mean.shape)}
-        print_json(facts) if as_json else click.echo(f"{visible(net)}: {mean}")
+        print_json(facts) if as_json else click.echo(f"{click.format_filename(net)}: {mean}")
         return
     file = read(net, salvage=how["salvage"])
     if file.net is None and weights is None:
@@ -138,7 +138,7 @@ def _file_line(file: ModelFile) -> str:
     if facts["stored_values"]:
         types = ", ".join(f"{count} {type_}" for type_, count in facts["stored_types"].items())
         words.append(f"with {facts['stored_values']:,} stored values in {types} arrays")
-    return f"{visible(file.path)}: {' '.join(words)}"
+    return f"{click.format_filename(file.path)}: {' '.join(words)}"
 
 
 def _print_layers(rows: Iterable[Row]) -> None:

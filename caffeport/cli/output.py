@@ -50,7 +50,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     for name in arrays:
         if "\0" in name or len(name.encode()) > MAX_MEMBER_NAME:
             raise InputError(
-                f"blob {visible(name)!r}: an .npz file cannot hold this name: it has a NUL or over {MAX_MEMBER_NAME:,} bytes"
+                f"blob {visible(name)!r}: an .npz file holds no name with NUL or over {MAX_MEMBER_NAME:,} bytes"
             )
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from .options import load_options
-from .output import print_json, visible, write_npz
+from .output import print_json, write_npz
 
 
 @click.command()
@@ -53,7 +53,7 @@ def run(
     if as_json:
         print_json(shapes)
     else:
-        click.echo(f"{visible(str(output))}: {len(shapes)} blobs, {output.stat().st_size:,} bytes")
+        click.echo(f"{click.format_filename(output)}: {len(shapes)} blobs, {output.stat().st_size:,} bytes")
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray[Any, Any]]:

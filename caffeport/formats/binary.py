@@ -16,19 +16,19 @@ from google.protobuf.message import DecodeError
 from caffeport.errors import FormatError
 
 from .blob import blob_fork, read_blob
-from .forks import RawLayer, fork_of, fork_of_layers, our_fields
+from .forks import V0_BLOBS, RawLayer, fork_of, fork_of_layers, our_fields
 from .model_file import ModelFile, StoredLayer, Weights
 from .schema import Message, NetParameter
 from .upgrade import upgrade
-from .wire import GROUP, LENGTH, VARINT, EndsEarly, Field, encode_field, fields, read_field, read_tag, read_varint
+from .wire import GROUP, LENGTH, VARINT, EndsEarly, Field, fields, read_field, read_tag, read_varint
 
 V2_LAYER, V1_LAYER = 100, 2
 _NET_FIELDS = frozenset([1, 3, 4, 5, 6, 7, 8])  # all of NetParameter but the layers
 _V2_NUMBERS = {"name": 1, "type": 2, "blobs": 7}
 _V1_NUMBERS = {"name": 4, "type": 5, "blobs": 6}
-_V0_NUMBERS = {"name": 1, "blobs": 50}
+_V0_NUMBERS = {"name": 1, "blobs": V0_BLOBS}
 _V2_PARAMETERS = range(100, 1 << 29)  # sub-messages that a layer can do without
-_V1_PARAMETERS = [*range(9, 32), 34, *range(36, 1000)]
+_V1_PARAMETERS = frozenset([*range(9, 32), 34, *range(36, 1000)])
 
 
 @dataclass
@@ -143,16 +143,14 @@ def _parse(buffer: memoryview, walked: _Walked) -> tuple[Message, str | None, li
         with _at(str(layer)):
             for left_out in _parse_layer(buffer, layer, message, fork):
                 warnings.append(f"{layer}: {left_out}; left out")
-    return net, fork, warnings
+    return net, fork, list(dict.fromkeys(warnings))
 
 
 def _parse_layer(buffer: memoryview, layer: RawLayer, message: Message, fork: str | None) -> Iterator[str]:
     """Fill `message` with the layer's fields, in our numbering; yields what had to be left out."""
-    is_parameter = (_V1_PARAMETERS if isinstance(layer.type, int) else _V2_PARAMETERS).__contains__
+    parameters = _V1_PARAMETERS if isinstance(layer.type, int) else _V2_PARAMETERS
     parts: list[tuple[Field, bytes]] = []
     for found, ours, left_out in our_fields(buffer, layer, fork):
-        if isinstance(layer.type, int) and found.number == 1 and found.wire == LENGTH:
-            ours = _without_v0_blobs(buffer, found)
         parts.append((found, ours))
         yield from left_out
     try:
@@ -163,14 +161,9 @@ def _parse_layer(buffer: memoryview, layer: RawLayer, message: Message, fork: st
             try:
                 _merge(message, ours, f"field {found.number}")
             except FormatError as error:
-                if not is_parameter(found.number):
+                if found.number not in parameters:
                     raise
                 yield str(error)
-
-
-def _without_v0_blobs(buffer: memoryview, v0: Field) -> bytes:
-    kept = [f for f in fields(buffer, v0.start, v0.end) if not (f.number == _V0_NUMBERS["blobs"] and f.wire == LENGTH)]
-    return encode_field(1, LENGTH, b"".join(buffer[f.tag : f.end] for f in kept))
 
 
 def _merge(message: Message, data: bytes, what: str) -> None:

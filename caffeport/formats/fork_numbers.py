@@ -2,7 +2,7 @@
 
 Numbers are facts of the file format, collected from some twenty published caffe.proto files. Forks are called:
 ssd (weiliu89/caffe), segnet (alexgkendall/caffe-segnet), deconvnet (HyeonwooNoh/caffe), deeplab1 (DeepLab v1), pspnet
-(hszhao/PSPNet, DeepLab v2), faster-rcnn (rbgirshick/caffe-fast-rcnn; PVANET's Proposal), r-fcn (daijifeng001/caffe-rfcn),
+(hszhao/PSPNet, DeepLab v2), faster-rcnn (rbgirshick/caffe-fast-rcnn, PVANET), r-fcn (daijifeng001/caffe-rfcn),
 microsoft (Microsoft/caffe), yjxiong (yjxiong/caffe), nvcaffe (NVIDIA/caffe), intel (intel/caffe), yolo9000
 (choasup/caffe-yolo9000), mobilenet-yolo (eric612/MobileNet-YOLO), training-toolbox
 (openvinotoolkit/training_toolbox_caffe), kendryte (kendryte/caffe), shufflenet (farmingyard/ShuffleNet), senet

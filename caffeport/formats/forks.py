@@ -32,6 +32,7 @@ from .wire import FIXED32, FIXED64, GROUP, LENGTH, VARINT, Field, encode_field, 
 from .wire import fields as walk
 
 FIRST_PRIVATE = 20001
+V0_BLOBS = 50
 
 
 @dataclass
@@ -89,6 +90,8 @@ def fork_of_layers(buffer: memoryview, layers: Iterable[RawLayer]) -> str | None
     for layer in layers:
         if isinstance(layer.type, int):
             continue
+        if layer.type == "BN" and all(field_.number < 12 for field_ in layer.fields):  # no bn_param to go by
+            votes.update({2: ["segnet"], 4: ["pspnet"]}.get(len(layer.blobs), []))
         for field_ in layer.fields:
             if 145 <= field_.number <= 150 and field_.wire == VARINT:
                 votes["nvcaffe"] += 1  # forward_type to cudnn_math_override: numbers, where others have messages
@@ -115,6 +118,8 @@ def our_fields(buffer: memoryview, layer: RawLayer, fork: str | None) -> Iterato
         target = descriptor.fields_by_name[name] if name else descriptor.fields_by_number.get(field_.number)
         if field_.wire == GROUP:
             yield field_, b"", []  # Caffe has no groups; protobuf would give up on a deep one
+        elif v1 and field_.number == 1 and field_.wire == LENGTH:
+            yield field_, _v0_layer(buffer, field_), []
         elif v1 and field_.number == 5 and field_.wire == VARINT:
             yield field_, _v1_type(field_, fork), []
         elif target is None or not (name or field_.number in shared):
@@ -143,27 +148,36 @@ def _rewrite(buffer: memoryview, outer: Field, message: Any, fork: str | None) -
     parts: list[bytes] = []
     left_out: list[str] = []
     for field_ in inner:
-        meanings = contested.get(field_.number)
-        if meanings is None:
-            if field_.number < FIRST_PRIVATE and field_.number in message.fields_by_number:
-                meanings = ((None, message.fields_by_number[field_.number].name),)
-            else:
-                continue
-        for owner, name in meanings:
-            if owner not in (None, fork) and not (owner == "ssd" and fork in BASED_ON_SSD):
-                continue
-            if name is None:
-                break
-            target = message.fields_by_name[name]
-            if field_.wire in _wires(target):
-                parts.append(encode_field(target.number, field_.wire, buffer[field_.start : field_.end]))
-                break
-            if proposal and field_.wire == FIXED32 and VARINT in _wires(target):
-                parts.append(encode_field(target.number, VARINT, _whole(buffer, field_)))
+        if field_.number in contested:
+            names = [name for owner, name in contested[field_.number] if _is_of(owner, fork)]
+        elif field_.number < FIRST_PRIVATE and field_.number in message.fields_by_number:
+            names = [message.fields_by_number[field_.number].name, None]
+        else:
+            continue
+        for name in names:
+            ours = b"" if name is None else _encoded(buffer, field_, message.fields_by_name[name], proposal)
+            if ours is not None:
+                parts.append(ours)
                 break
         else:
             left_out.append(f"field {field_.number} of {message.name} means different things in different forks")
     return b"".join(parts), left_out
+
+
+def _is_of(owner: str | None, fork: str | None) -> bool:
+    return owner in (None, fork) or (owner == "ssd" and fork in BASED_ON_SSD)
+
+
+def _encoded(buffer: memoryview, field_: Field, target: Any, floats: bool) -> bytes | None:
+    """`field_` as our field `target`; None where it comes in a wire type that `target` does not have.
+
+    With `floats`, a whole number may come as a float.
+    """
+    if field_.wire in _wires(target):
+        return encode_field(target.number, field_.wire, buffer[field_.start : field_.end])
+    if floats and field_.wire == FIXED32 and VARINT in _wires(target):
+        return encode_field(target.number, VARINT, _whole(buffer, field_))
+    return None
 
 
 def _whole(buffer: memoryview, float_field: Field) -> bytes:
@@ -195,6 +209,12 @@ def _v1_fork(buffer: memoryview, layers: list[RawLayer]) -> str | None:
         if layer.type == 40 and 43 in numbers:
             return "kendryte"
     return None
+
+
+def _v0_layer(buffer: memoryview, v0: Field) -> bytes:
+    """The V0 layer inside a V1 layer, without its blobs. Its fields are the same everywhere."""
+    kept = [f for f in walk(buffer, v0.start, v0.end) if f.wire != GROUP and (f.number, f.wire) != (V0_BLOBS, LENGTH)]
+    return encode_field(v0.number, LENGTH, b"".join(buffer[f.tag : f.end] for f in kept))
 
 
 def _v1_type(field_: Field, fork: str | None) -> bytes:

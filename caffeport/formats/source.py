@@ -76,7 +76,8 @@ def open_source(source: Readable) -> Source:
     """
     mapped = None
     if isinstance(source, (bytes, bytearray, memoryview)):
-        path, buffer = f"<{len(source):,} bytes>", memoryview(source).toreadonly().cast("B")
+        buffer = memoryview(source).toreadonly().cast("B")
+        path = f"<{len(buffer):,} bytes>"
     elif isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         mapped = _map(Path(path))

@@ -1,5 +1,6 @@
 """Elementwise functions of one bottom."""
 
+import math
 from typing import TYPE_CHECKING
 
 from ..errors import ShapeError
@@ -7,6 +8,8 @@ from .base import Array, Blob, Layer, Quirk, Shape, constant, register, text
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..export.graph import OnnxGraph, OnnxValue
 
 
 @register("ReLU")
@@ -25,11 +28,18 @@ class ReLU(Layer):
         super().__init__(*args)  # type: ignore[arg-type]
         self.overwrites = not self.param.negative_slope  # type: ignore[misc]
 
+    def exact(self) -> bool:
+        return not self.param.negative_slope
+
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
 
         slope = self.param.negative_slope
         return nn.LeakyReLU(slope) if slope else nn.ReLU()
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        slope = self.param.negative_slope
+        return [graph.call("LeakyRelu", *bottoms, alpha=slope) if slope else graph.call("Relu", *bottoms)]
 
 
 @register("PReLU")
@@ -65,6 +75,18 @@ class PReLU(Layer):
     def weights(self, blobs: dict[str, Array]) -> dict[str, Array]:
         return {"weight": blobs["weight"].reshape(-1)}  # nn.PReLU wants one axis for a shared slope too
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        rank = len(bottoms[0].shape)
+        shape = self.blobs([bottoms[0].shape])[0].shape
+        return [graph.call("PRelu", *bottoms, graph.weight("weight", (*shape, *(1,) * (rank - 2)) if shape else (1,)))]
+
+
+def shifted(graph: "OnnxGraph", x: "OnnxValue", scale: float, shift: float) -> "OnnxValue":
+    """x * scale + shift in ONNX, without what changes nothing."""
+    if scale != 1:
+        x = graph.call("Mul", x, graph.constant(float(scale)))
+    return x if shift == 0 else graph.call("Add", x, graph.constant(float(shift)))
+
 
 class _Function(Layer):
     """Base of functions that a module of caffeport.modules.activation computes from their parameters."""
@@ -96,6 +118,9 @@ class ELU(Layer):
 
         return nn.ELU(self.param.alpha)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return [graph.call("Elu", *bottoms, alpha=self.param.alpha)]
+
 
 @register("Sigmoid")
 class Sigmoid(Layer):
@@ -105,6 +130,9 @@ class Sigmoid(Layer):
     PyTorch  nn.Sigmoid, equal; later Caffe builds compute it through tanh, with an absolute error of 3e-8. ONNX: Sigmoid.
     Source   BVLC Caffe 1.0, src/caffe/layers/sigmoid_layer.cpp
     """
+
+    operator = "Sigmoid"
+    noise_floor = 2.0**-25  # later builds of Caffe compute it through tanh
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
@@ -121,6 +149,8 @@ class TanH(Layer):
     Source   BVLC Caffe 1.0, src/caffe/layers/tanh_layer.cpp
     """
 
+    operator = "Tanh"
+
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
 
@@ -135,6 +165,8 @@ class BNLL(Layer):
     PyTorch  nn.Softplus, within 2e-9 above 20. ONNX: Softplus.
     Source   BVLC Caffe 1.0, src/caffe/layers/bnll_layer.cpp
     """
+
+    operator = "Softplus"
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
@@ -161,6 +193,11 @@ class Swish(_Function):
 
         return nn.SiLU() if self.param.beta == 1 else super().module(bottoms)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,) = bottoms
+        scaled = x if self.param.beta == 1 else graph.call("Mul", x, graph.constant(self.param.beta))
+        return [graph.call("Mul", x, graph.call("Sigmoid", scaled))]
+
 
 @register("Clip")
 class Clip(_Function):
@@ -176,11 +213,15 @@ class Clip(_Function):
     param_field = "clip_param"
     function = "Clip"
     fields = ("min", "max")
+    moves = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         if not (self.param.HasField("min") and self.param.HasField("max")):
             raise ShapeError(f"{self}: clip_param must give both min and max")
         return bottoms[:1]
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return [graph.call("Clip", *bottoms, graph.constant(self.param.min), graph.constant(self.param.max))]
 
 
 @register("AbsVal")
@@ -192,8 +233,10 @@ class AbsVal(_Function):
     Source   BVLC Caffe 1.0, src/caffe/layers/absval_layer.cpp
     """
 
+    operator = "Abs"
     function = "AbsVal"
     in_place = False
+    moves = True
 
 
 @register("Power")
@@ -209,6 +252,15 @@ class Power(_Function):
     param_field = "power_param"
     function = "Power"
     fields = ("power", "scale", "shift")
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), p = bottoms, self.param
+        if p.power * p.scale == 0:
+            return [graph.filled_like(x, 1.0 if p.power == 0 else p.shift**p.power)]
+        x = shifted(graph, x, p.scale, p.shift)
+        if p.power != 1:
+            return [graph.call("Pow", x, graph.constant(p.power))]
+        return [x if x is not bottoms[0] else graph.call("Identity", x)]
 
 
 @register("Exp")
@@ -231,6 +283,11 @@ class Exp(_Function):
             raise ShapeError(f"{self}: base is {self.param.base}, must be -1 (e) or above 0")
         return bottoms[:1]
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        log = 1.0 if self.param.base == -1 else math.log(self.param.base)
+        y = graph.call("Exp", shifted(graph, bottoms[0], log * self.param.scale, 0.0))
+        return [shifted(graph, y, math.exp(log * self.param.shift), 0.0)]
+
 
 @register("Log")
 class Log(Exp):
@@ -251,6 +308,11 @@ class Log(Exp):
             raise ShapeError(f"{self}: no logarithm has base 1")
         return super().tops(bottoms)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        p = self.param
+        y = graph.call("Log", shifted(graph, bottoms[0], p.scale, p.shift))
+        return [y if p.base == -1 else shifted(graph, y, 1 / math.log(p.base), 0.0)]
+
 
 @register("Threshold")
 class Threshold(_Function):
@@ -266,6 +328,10 @@ class Threshold(_Function):
     function = "Threshold"
     fields = ("threshold",)
     differentiable = False
+    moves = True
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return [graph.call("Cast", graph.call("Greater", *bottoms, graph.constant(self.param.threshold)), to=1)]
 
 
 @register("Dropout")
@@ -280,6 +346,9 @@ class Dropout(Layer):
 
     param_field = "dropout_param"
 
+    def exact(self) -> bool:
+        return bool(self.param.scale_train)
+
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
 
@@ -293,3 +362,6 @@ class Dropout(Layer):
         if self.param.sample_weights_test:
             return [Quirk(self.key, "SegNet's sample_weights_test keeps dropout active in TEST", "not reproduced: the layer is a copy")]
         return []
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return bottoms if self.param.scale_train else [shifted(graph, bottoms[0], 1.0 - self.param.dropout_ratio, 0.0)]

@@ -19,9 +19,16 @@ from ..formats.schema import Message, message_class
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..export.graph import OnnxGraph, OnnxValue
+
 Array = np.ndarray[Any, Any]
 Shape = tuple[int | None, ...]  # None: known only at run time
 UNKNOWN: Shape = (None,) * 33  # an input whose number of axes the file does not tell; Caffe's blobs have 32 at most
+
+
+class Size(int):
+    """A number of values along an axis, where a plain int would be the number of an axis."""
+
 
 FillerParameter = message_class("FillerParameter")
 
@@ -77,7 +84,10 @@ class Layer:
     overwrites: ClassVar[bool] = False  # the module is a plain ReLU, which may work in place where nobody needs its bottom
     in_place: ClassVar[bool] = True  # False: Caffe aborts, or computes nonsense, when top and bottom are one blob
     batch_independent: ClassVar[bool] = True
+    moves: ClassVar[bool] = False  # only moves or selects values (`exact` where that depends on its parameters)
+    noise_floor: ClassVar[float] = 0.0  # absolute difference that two right builds of Caffe may have, for `caffeport.verify`
     differentiable: ClassVar[bool] = True
+    operator: ClassVar[str] = ""  # ONNX's name of the very same function, where it needs no attributes
     variant: ClassVar[str] = ""  # which fork's layer this is, where one type name means several
 
     def __init__(self, spec: Message, key: str, stored: Sequence[StoredBlob] | None = None) -> None:
@@ -107,6 +117,12 @@ class Layer:
         """Caffe's arrays, by Blob.name and in Blob.shape, to state_dict entries. The only place where numbers are rearranged."""
         return blobs
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        """Write the layer into an ONNX graph and give its tops. Raises UnsupportedLayer where ONNX cannot say it."""
+        if not self.operator:
+            raise UnsupportedLayer(f"{self}: ONNX has no form of it")
+        return [graph.call(self.operator, *bottoms)]
+
     def shares_memory(self, bottoms: list[Shape]) -> bool:
         """Whether Caffe's tops are the bottom's own memory, so that a later in-place layer changes both."""
         return False
@@ -118,6 +134,10 @@ class Layer:
     def affine_with(self, after: "Layer") -> bool:
         """Whether `after` is the scale and shift of this normalisation, so that forward may compute both in one call."""
         return False
+
+    def exact(self) -> bool:
+        """Whether float32 agrees bit for bit, because values are only moved or selected."""
+        return self.moves
 
     def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int | None:
         """Multiply-add operations of one forward pass; None where shapes are open."""

@@ -3,12 +3,16 @@
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import ShapeError, UnsupportedLayer
 from ..formats.schema import Message
 from .base import Blob, Layer, Quirk, Shape, count, register, text
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..export.graph import OnnxGraph, OnnxValue
 
 
 def per_axis(layer: Layer, param: Message, name: str, rank: int, default: int | None) -> tuple[int, ...]:
@@ -161,6 +165,38 @@ class Convolution(Convolutional):
                 found.append(Quirk(self.key, "the kernel is larger than the padded input and still gives one output", "computed with zeros outside"))
         return found[:1]
 
+    def pads(self, spatial: Shape) -> Shape:
+        """Padding before and after each axis; more after it where a kernel exceeds the padded input."""
+        kernel, _, pad, dilation = self.window(len(spatial))
+        after = []
+        for i, k, p, d in zip(spatial, kernel, pad, dilation, strict=True):
+            over = 0 if i is None or self.transposed else max(d * (k - 1) + 1 - i - 2 * p, 0)
+            after.append(p + over)
+        return (*pad, *after)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        shapes = [bottom.shape for bottom in bottoms]
+        axis, rank = self.geometry(shapes)
+        kernel, stride, pad, dilation = self.window(rank)
+        weight, bias = graph.weight("weight"), graph.weight("bias") if self.param.bias_term else None
+        still = [2 + i for i, d in enumerate(dilation) if not d]
+        if still:  # all taps read the same place
+            weight = graph.call("ReduceSum", weight, graph.axes(*still), keepdims=1)
+            kernel = tuple(k if d else 1 for k, d in zip(kernel, dilation, strict=True))
+        if not rank:  # a product over the channels, as a convolution of one pixel
+            weight = graph.weight("weight", (*weight.shape, 1))  # type: ignore[arg-type]
+        tops = []
+        for x, top in zip(bottoms, self.tops(shapes), strict=True):
+            plain = axis == 1 and rank
+            y = x if plain else graph.reshape(x, [None, *x.shape[axis:], *(1,) * (not rank)])
+            y = graph.call(
+                "ConvTranspose" if self.transposed else "Conv", y, weight, bias,
+                kernel_shape=kernel or (1,), strides=stride or (1,), pads=self.pads(x.shape[axis + 1 :]) or (0, 0),
+                dilations=tuple(max(d, 1) for d in dilation) or (1,), group=self.groups(shapes),
+            )  # fmt: skip
+            tops.append(y if plain else graph.reshape(y, top))
+        return tops
+
 
 @register("Deconvolution")
 class Deconvolution(Convolution):
@@ -214,6 +250,7 @@ class Im2col(Convolutional):
 
     bottom_count = (1, 1)
     top_count = (1, 1)
+    moves = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         axis, rank = self.geometry(bottoms)
@@ -228,3 +265,13 @@ class Im2col(Convolutional):
         axis, rank = self.geometry(bottoms)
         kernel, stride, pad, dilation = self.window(rank)
         return Module(kernel, stride, pad, dilation, axis)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        axis, rank = self.geometry([bottoms[0].shape])
+        kernel, stride, pad, dilation = self.window(rank)
+        channels, taps = bottoms[0].shape[axis], prod(kernel)
+        if axis != 1 or channels is None or not all(dilation):
+            raise graph.refuse("only with axis 1, known channels and a dilation above 0")
+        chosen = np.tile(np.eye(taps, dtype=np.float32), (channels, 1)).reshape(channels * taps, 1, *kernel)
+        sizes = {"kernel_shape": kernel, "strides": stride, "pads": (*pad, *pad), "dilations": dilation}
+        return [graph.call("Conv", *bottoms, graph.constant(chosen), group=channels, **sizes)]

@@ -10,6 +10,8 @@ from .base import UNKNOWN, Layer, Shape, register
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..export.graph import OnnxGraph, OnnxValue
+
 
 class DataLayer(Layer):
     """An input: its tops are fed by the caller. Its transform_param stays readable on `spec`."""
@@ -160,6 +162,9 @@ class HDF5Output(Layer):
 
         return Silence()
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return []
+
 
 @register("DummyData")
 class DummyData(Layer):
@@ -176,6 +181,7 @@ class DummyData(Layer):
     bottom_count = (0, 0)
     top_count = (1, None)
     batch_independent = False
+    moves = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         p, number = self.param, len(self.spec.top)
@@ -204,3 +210,8 @@ class DummyData(Layer):
         values = [filler.value for filler in fillers] or [0.0]
         values = values if len(values) == len(self.spec.top) else values * len(self.spec.top)
         return Constant([np.full(shape, value, np.float32) for shape, value in zip(self.tops(bottoms), values, strict=True)])
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        values = [filler.value for filler in self.param.data_filler] or [0.0]
+        values = values if len(values) == len(self.spec.top) else values * len(self.spec.top)
+        return [graph.constant(np.full(shape, value, np.float32)) for shape, value in zip(self.tops([]), values, strict=True)]

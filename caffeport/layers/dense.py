@@ -9,6 +9,8 @@ from .base import Blob, Layer, Shape, count, register
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..export.graph import OnnxGraph, OnnxValue
+
 
 @register("InnerProduct")
 class InnerProduct(Layer):
@@ -56,6 +58,19 @@ class InnerProduct(Layer):
         rows = count(tops[0][:-1])
         return None if rows is None else rows * prod(self.blobs(bottoms)[0].shape)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,) = bottoms
+        axis, rank = self.axis(self.param.axis, x.shape), len(x.shape)
+        y = x if (axis, rank) == (1, 2) else graph.call("Flatten", x, axis=axis)
+        bias = graph.weight("bias") if self.param.bias_term else None
+        y = graph.call("Gemm", y, graph.weight("weight"), bias, transB=int(not self.param.transpose))
+        if axis == 1:
+            return [y]
+        if x.shape[:axis].count(None) > 1:
+            sizes = graph.call("Concat", graph.sizes(x, 0, axis), graph.axes(self.param.num_output), axis=0)
+            return [graph.call("Reshape", y, sizes)]
+        return [graph.reshape(y, [*x.shape[:axis], self.param.num_output])]
+
 
 @register("Embed")
 class Embed(Layer):
@@ -86,3 +101,7 @@ class Embed(Layer):
         from ..modules.dense import Embed as Module
 
         return Module(self.param.input_dim, self.param.num_output, bool(self.param.bias_term))
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        y = graph.call("Gather", graph.weight("weight"), graph.call("Cast", *bottoms, to=7), axis=0)
+        return [graph.call("Add", y, graph.weight("bias")) if self.param.bias_term else y]

@@ -1,5 +1,6 @@
 """Operations on several bottoms of one shape."""
 
+import functools
 from typing import TYPE_CHECKING
 
 from ..errors import ShapeError, UnsupportedLayer
@@ -7,6 +8,8 @@ from .base import Layer, Quirk, Shape, merged, register
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..export.graph import OnnxGraph, OnnxValue
 
 PROD, SUM, MAX = range(3)
 
@@ -45,6 +48,9 @@ class Eltwise(Layer):
             shape = merged(shape, other)
         return [shape]
 
+    def exact(self) -> bool:
+        return bool(self.param.operation == MAX)
+
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from ..modules import elementwise
 
@@ -58,3 +64,15 @@ class Eltwise(Layer):
         if self.loses_first:
             return [Quirk(self.key, "in place, Caffe clears the first bottom before it adds", "reproduced: the first bottom does not count")]
         return []
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        terms = bottoms[self.loses_first :]
+        if self.param.operation == PROD:
+            return [functools.reduce(lambda x, y: graph.call("Mul", x, y), terms)]
+        if self.param.operation == MAX:
+            return [graph.call("Max", *terms)]
+        coeff = (list(self.param.coeff) or [1.0] * len(bottoms))[self.loses_first :]
+        terms = [x if c == 1 else graph.call("Mul", x, graph.constant(c)) for x, c in zip(terms, coeff, strict=True) if c]
+        if not terms:
+            return [graph.filled_like(bottoms[0], 0.0)]
+        return [graph.call("Add" if len(terms) == 2 else "Sum", *terms)]

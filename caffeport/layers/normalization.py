@@ -10,6 +10,8 @@ from .base import Array, Blob, Layer, Quirk, Shape, compatible, constant, regist
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..export.graph import OnnxGraph, OnnxValue
+
 
 @register("LRN")
 class LRN(Layer):
@@ -55,6 +57,22 @@ class LRN(Layer):
         elif self.spec.bottom[0] == self.spec.top[0]:
             found.append(Quirk(self.key, "in place, Caffe on a CPU loses x and gives (k + ...)^(-2 beta)", "reproduced; Caffe on a GPU does not"))
         return found
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), p = bottoms, self.param
+        half = p.local_size // 2
+        if self.within:
+            pool = {"kernel_shape": (p.local_size,) * 2, "pads": (half,) * 4, "count_include_pad": 1}
+            mean = graph.call("AveragePool", graph.call("Mul", x, x), **pool)
+            base = graph.call("Add", graph.call("Mul", mean, graph.constant(p.alpha)), graph.constant(1.0))
+            return [graph.call("Mul", x, graph.call("Pow", base, graph.constant(-p.beta)))]
+        if self.spec.bottom[0] != self.spec.top[0]:
+            return [graph.call("LRN", x, size=p.local_size, alpha=p.alpha, beta=p.beta, bias=p.k)]
+        energy = graph.call("Unsqueeze", graph.call("Mul", x, x), graph.axes(1))  # the channels as an axis to pool over
+        pool = {"kernel_shape": (p.local_size, 1, 1), "pads": (half, 0, 0, half, 0, 0), "count_include_pad": 1}
+        mean = graph.call("Squeeze", graph.call("AveragePool", energy, **pool), graph.axes(1))
+        base = graph.call("Add", graph.call("Mul", mean, graph.constant(p.alpha)), graph.constant(p.k))
+        return [graph.call("Pow", base, graph.constant(-2.0 * p.beta))]
 
 
 @register("BatchNorm")
@@ -143,6 +161,27 @@ class BatchNorm(Layer):
             found.append(Quirk(self.key, "the stored factor is 0: mean and variance count as 0, x is divided by sqrt(eps)", "as Caffe; the net is probably untrained or badly converted"))
         return found
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,) = bottoms
+        affine = len(self.layout) > 3
+        eps = max(self.param.eps, 1e-5) if affine else self.param.eps
+        if self.batch_statistics and not affine:
+            axes = graph.axes(*(axis for axis in range(len(x.shape)) if axis != 1))
+            d = graph.call("Sub", x, graph.call("ReduceMean", x, axes, keepdims=1))
+            variance = graph.call("ReduceMean", graph.call("Mul", d, d), axes, keepdims=1)
+            return [graph.call("Div", d, graph.call("Sqrt", graph.call("Add", variance, graph.constant(eps))))]
+        channels = self.blobs([x.shape])[0].shape
+        weight = graph.weight("weight") if affine else graph.constant(np.ones(channels, np.float32))
+        bias = graph.weight("bias") if affine else graph.constant(np.zeros(channels, np.float32))
+        mean, variance = graph.weight("running_mean"), graph.weight("running_var")
+        return [graph.call("BatchNormalization", x, weight, bias, mean, variance, epsilon=eps)]
+
+
+def laid(graph: "OnnxGraph", x: "OnnxValue", after: int) -> "OnnxValue":
+    """x in ONNX with `after` axes of size 1 behind its own; a scalar needs none."""
+    rank = len(x.shape)
+    return graph.call("Unsqueeze", x, graph.axes(*range(rank, rank + after))) if after and rank else x
+
 
 class _Affine(Layer):
     """What Scale and Bias share: where the array lies along the bottom's axes."""
@@ -219,6 +258,16 @@ class Scale(_Affine):
             return [Quirk(self.key, f"the second bottom, {text(bottoms[1])}, is the scale, laid from axis {axis} on", "reshaped, then multiplied; no broadcasting")]
         return []
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x, *other = bottoms
+        shapes = [bottom.shape for bottom in bottoms]
+        axis, number = self.span(shapes)
+        after = (1,) * (len(x.shape) - axis - number)
+        learned = self.param.bias_term and (*self.shape(shapes), *after)
+        scale = laid(graph, other[0], len(after)) if other else graph.weight("weight", (*self.shape(shapes), *after))
+        y = graph.call("Mul", x, scale)
+        return [graph.call("Add", y, graph.weight("bias", learned)) if self.param.bias_term else y]
+
 
 @register("Bias")
 class Bias(_Affine):
@@ -243,6 +292,14 @@ class Bias(_Affine):
         axis, number = self.span(bottoms)
         after = len(bottoms[0]) - axis - number
         return BiasBy(after) if len(bottoms) == 2 else Module(self.shape(bottoms), after)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x, *other = bottoms
+        shapes = [bottom.shape for bottom in bottoms]
+        axis, number = self.span(shapes)
+        after = (1,) * (len(x.shape) - axis - number)
+        bias = laid(graph, other[0], len(after)) if other else graph.weight("bias", (*self.shape(shapes), *after))
+        return [graph.call("Add", x, bias)]
 
 
 @register("MVN")
@@ -280,6 +337,20 @@ class MVN(Layer):
             found.append(Quirk(self.key, f"the top has 4 axes, the bottom {len(bottoms[0])}", "reshaped"))
         return found
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), p = bottoms, self.param
+        missing = 4 - len(x.shape)
+        if missing:
+            x = graph.call("Unsqueeze", x, graph.axes(*range(len(x.shape), 4)))
+        axes = (1, 2, 3) if p.across_channels else (2, 3)
+        if p.normalize_variance and p.eps == np.float32(1e-9):  # ONNX's eps is fixed, and outside of the root too
+            return [graph.call("MeanVarianceNormalization", x, axes=axes)]
+        d = graph.call("Sub", x, graph.call("ReduceMean", x, graph.axes(*axes), keepdims=1))
+        if not p.normalize_variance:
+            return [d]
+        variance = graph.call("ReduceMean", graph.call("Mul", d, d), graph.axes(*axes), keepdims=1)
+        return [graph.call("Div", d, graph.call("Add", graph.call("Sqrt", variance), graph.constant(p.eps)))]
+
 
 @register("Softmax")
 class Softmax(Layer):
@@ -303,3 +374,6 @@ class Softmax(Layer):
         from torch import nn
 
         return nn.Softmax(self.param.axis)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return [graph.call("Softmax", *bottoms, axis=self.param.axis)]

@@ -3,6 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import ShapeError, UnsupportedLayer
 from ..formats.schema import Message
 from ..modules.geometry import pooled_size, spp_window
@@ -11,7 +13,10 @@ from .base import Layer, Quirk, Shape, register, text
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..export.graph import OnnxGraph, OnnxValue
+
 MAX, AVE, STOCHASTIC = range(3)
+LOWEST = -3.4028234663852886e38  # -FLT_MAX, where Caffe's maximum starts
 
 
 def pooled_sizes(spatial: Shape, kernel: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...], floor: bool) -> Shape:
@@ -76,6 +81,9 @@ class Pooling(Layer):
             raise ShapeError(f"{self}: bottom {text(shape)} is too small for kernel {text(kernel)}")
         return [(*shape[:2], *sizes)] * len(self.spec.top)
 
+    def exact(self) -> bool:
+        return bool(self.param.pool == MAX)
+
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
 
@@ -122,6 +130,75 @@ class Pooling(Layer):
                     add("sizes round up: the last window overhangs the padded image", "ceil_mode")
         return found
 
+    def has_empty_windows(self, shape: Shape) -> bool:
+        """Whether a window lies outside of the image: without padding, where the stride exceeds the kernel."""
+        kernel, stride, pad = self.window(2)
+        if not kernel or any(pad) or self.floor or all(s <= k for s, k in zip(stride, kernel, strict=True)):
+            return False
+        axes = zip(shape[2:], kernel, stride, strict=True)
+        return any(i is None or (pooled_size(i, k, s, 0, False) - 1) * s >= i for i, k, s in axes)
+
+    def clips(self, shape: Shape) -> bool:
+        """Whether a last window is left out because it would start beyond image + pad."""
+        kernel, stride, pad = self.window(2)
+        if not kernel or not any(pad) or self.floor:
+            return False
+        for i, k, s, p in zip(shape[2:], kernel, stride, pad, strict=True):
+            if p + s > k and (i is None or pooled_size(i, k, s, p, True) < math.ceil((i + 2 * p - k) / s) + 1):
+                return True
+        return False
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,) = bottoms
+        kernel, stride, pad = self.window(2)
+        largest = self.param.pool == MAX
+        if not kernel and len(self.spec.top) == 1:
+            return [graph.call("GlobalMaxPool" if largest else "GlobalAveragePool", x)]
+        height, width = x.shape[2:]
+        if not kernel:
+            if height is None or width is None:
+                raise graph.refuse("a mask of the whole map needs fixed sizes")
+            kernel, stride, pad = (height, width), (1, 1), (0, 0)
+        if self.has_empty_windows(x.shape):
+            if len(self.spec.top) == 2:
+                raise graph.refuse("its last window lies outside the image, and ONNX has no mask for that")
+            return [padded_pool(graph, x, largest, kernel, stride, pad, self.floor)]
+        if self.clips(x.shape):
+            graph.require(22, "a pooling window that starts in the padding is dropped, which only opset 22 says")
+        attributes = {"kernel_shape": kernel, "strides": stride, "pads": (*pad, *pad), "ceil_mode": int(not self.floor)}
+        if not largest:
+            return [graph.call("AveragePool", x, count_include_pad=1, **attributes)]
+        if len(self.spec.top) == 1:
+            return [graph.call("MaxPool", x, **attributes)]
+        top, index = graph.node("MaxPool", [x], 2, **attributes)
+        if height is None or width is None:  # ONNX counts through the whole tensor, Caffe within the plane
+            plane = graph.call("ReduceProd", graph.sizes(x, 2), graph.axes(0), keepdims=0)
+        else:
+            plane = graph.constant(height * width)
+        return [top, graph.call("Cast", graph.call("Mod", index, plane), to=1)]
+
+
+def padded_pool(
+    graph: "OnnxGraph", x: "OnnxValue", largest: bool, kernel: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...], floor: bool
+) -> "OnnxValue":
+    """Pooling in ONNX with windows outside of the image: pads first, and divides an average by each window's own size."""
+    spatial = x.shape[2:]
+    if None in spatial:
+        raise graph.refuse("its last window may lie outside the image, which ONNX can say for a fixed height and width only")
+    after, extents = [], []
+    for i, k, s, p in zip(spatial, kernel, stride, pad, strict=True):
+        n = pooled_size(i, k, s, p, any(pad), floor)  # type: ignore[arg-type]
+        after.append((n - 1) * s + k - i - p)  # type: ignore[operator]
+        starts = np.arange(n) * s - p
+        extents.append(np.minimum(starts + k, i + p) - starts)  # type: ignore[operator]
+    # Where the last windows end before the image does, the rest of it is cut off by a negative pad.
+    padded = graph.call("Pad", x, graph.axes(0, 0, *pad, 0, 0, *after), graph.constant(LOWEST if largest else 0.0))
+    if largest:
+        return graph.call("MaxPool", padded, kernel_shape=kernel, strides=stride)
+    mean = graph.call("AveragePool", padded, kernel_shape=kernel, strides=stride)
+    divisors = np.outer(*extents) / (kernel[0] * kernel[1])
+    return graph.call("Div", mean, graph.constant(divisors.astype(np.float32)))
+
 
 def _pair(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
     """(2, 2) as 2, so that the module prints as a person would write it."""
@@ -161,7 +238,29 @@ class SPP(Layer):
             return [(*shape[:2], 1, 1)]
         return [(shape[0], None if channels is None else channels * (4**height - 1) // 3)]
 
+    def exact(self) -> bool:
+        return bool(self.param.pool == MAX)
+
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from ..modules.pooling import SpatialPyramid
 
         return SpatialPyramid("max" if self.param.pool == MAX else "average", self.param.pyramid_height)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,) = bottoms
+        height, width = x.shape[2:]
+        if height is None or width is None:
+            raise graph.refuse("its windows depend on the size of the map: fix height and width")
+        levels = []
+        for level in range(self.param.pyramid_height):
+            bins = 2**level
+            (tall, top), (wide, left) = spp_window(height, bins), spp_window(width, bins)
+            pads = (top, left, bins * tall - height - top, bins * wide - width - left)
+            attributes = {"kernel_shape": (tall, wide), "strides": (tall, wide), "pads": pads}
+            if self.param.pool == MAX:
+                levels.append(graph.call("MaxPool", x, **attributes))
+            else:
+                levels.append(graph.call("AveragePool", x, count_include_pad=1, **attributes))
+        if len(levels) == 1:
+            return levels
+        return [graph.call("Concat", *(graph.call("Flatten", y, axis=1) for y in levels), axis=1)]

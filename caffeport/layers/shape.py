@@ -4,16 +4,19 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ..errors import ShapeError
-from .base import Blob, Layer, Quirk, Shape, compatible, count, merged, register, text
+from .base import Blob, Layer, Quirk, Shape, Size, compatible, count, merged, register, text
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..export.graph import OnnxGraph, OnnxValue
 
 
 class _View(Layer):
     """A layer whose top is the bottom's memory under another shape."""
 
     in_place = False
+    moves = True
 
     def shares_memory(self, bottoms: list[Shape]) -> bool:
         return True
@@ -46,6 +49,18 @@ class Flatten(_View):
         start, end = self.axis(self.param.axis, bottoms[0]), self.axis(self.param.end_axis, bottoms[0])
         return nn.Flatten(start, end) if end >= start else InsertAxis(start)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,) = bottoms
+        rank = len(x.shape)
+        start, end = self.axis(self.param.axis, x.shape), self.axis(self.param.end_axis, x.shape)
+        if end < start:
+            return [graph.call("Unsqueeze", x, graph.axes(start))]
+        if start == 1 and end == rank - 1:
+            return [graph.call("Flatten", x, axis=1)]
+        if end == rank - 1:
+            return [graph.reshape(x, [*x.shape[:start], None], copied=range(start))]
+        return [graph.view(x, [*range(start), -1, *range(end + 1, rank)])]
+
 
 @register("Reshape")
 class Reshape(_View):
@@ -76,6 +91,14 @@ class Reshape(_View):
 
         return Module(tuple(self.param.shape.dim), self.param.axis, self.param.num_axes)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,) = bottoms
+        dims, axis = self.param.shape.dim, self.param.axis
+        start = axis if axis >= 0 else len(x.shape) + axis + 1
+        end = len(x.shape) if self.param.num_axes == -1 else start + self.param.num_axes
+        middle = [start + i if dim == 0 else -1 if dim == -1 else Size(dim) for i, dim in enumerate(dims)]
+        return [graph.view(x, [*range(start), *middle, *range(end, len(x.shape))])]
+
 
 @register("Split")
 class Split(_View):
@@ -93,6 +116,9 @@ class Split(_View):
 
         return Module(len(self.spec.top))
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return bottoms * len(self.spec.top)
+
 
 @register("Concat")
 class Concat(Layer):
@@ -108,6 +134,7 @@ class Concat(Layer):
     param_field = "concat_param"
     bottom_count = (1, None)
     in_place = False
+    moves = True
 
     def joined(self, shape: Shape) -> int:
         if self.param.HasField("concat_dim"):
@@ -138,6 +165,9 @@ class Concat(Layer):
 
         return Module(self.joined(bottoms[0]))
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return [graph.call("Concat", *bottoms, axis=self.joined(bottoms[0].shape))] if len(bottoms) > 1 else bottoms
+
 
 @register("Slice")
 class Slice(Layer):
@@ -153,6 +183,7 @@ class Slice(Layer):
     param_field = "slice_param"
     top_count = (1, None)
     in_place = False
+    moves = True
 
     def cut(self, shape: Shape) -> int:
         if self.param.HasField("slice_dim"):
@@ -188,6 +219,18 @@ class Slice(Layer):
 
         return Module(self.cut(bottoms[0]), tuple(self.param.slice_point), len(self.spec.top))
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), parts = bottoms, len(self.spec.top)
+        axis = self.cut(x.shape)
+        if parts == 1:
+            return bottoms
+        sizes = self.sizes(x.shape[axis])
+        if None not in sizes:
+            return graph.node("Split", [x, graph.axes(*sizes)], parts, axis=axis)  # type: ignore[arg-type]
+        if self.param.slice_point:
+            raise graph.refuse("the size of its last part depends on an open size")
+        return graph.node("Split", [x], parts, axis=axis, num_outputs=parts)
+
 
 @register("Crop")
 class Crop(Layer):
@@ -203,6 +246,7 @@ class Crop(Layer):
     param_field = "crop_param"
     bottom_count = (2, 2)
     in_place = False
+    moves = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         shape, reference = bottoms
@@ -227,6 +271,18 @@ class Crop(Layer):
         axis = self.axis(self.param.axis, bottoms[0])
         return Module(axis, self.offsets(len(bottoms[0]) - axis))
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x, reference = bottoms
+        first = self.axis(self.param.axis, x.shape)
+        offsets = self.offsets(len(x.shape) - first)
+        sizes = reference.shape[first : len(x.shape)]
+        start = graph.axes(*offsets)
+        if None in sizes:
+            end = graph.call("Add", graph.sizes(reference, first, len(x.shape)), start)
+        else:
+            end = graph.axes(*(n + offset for n, offset in zip(sizes, offsets, strict=True)))  # type: ignore[operator]
+        return [graph.call("Slice", x, start, end, graph.axes(*range(first, len(x.shape))))]
+
 
 @register("Tile")
 class Tile(Layer):
@@ -240,6 +296,7 @@ class Tile(Layer):
 
     param_field = "tile_param"
     in_place = False
+    moves = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         shape, tiles = bottoms[0], self.param.tiles
@@ -253,6 +310,12 @@ class Tile(Layer):
         from ..modules.shape import Tile as Module
 
         return Module(self.axis(self.param.axis, bottoms[0]), self.param.tiles)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,) = bottoms
+        repeats = [1] * len(x.shape)
+        repeats[self.axis(self.param.axis, x.shape)] = self.param.tiles
+        return [graph.call("Tile", x, graph.axes(*repeats))]
 
 
 @register("Permute")
@@ -268,6 +331,7 @@ class Permute(Layer):
 
     param_field = "permute_param"
     in_place = False
+    moves = True
 
     def order(self, rank: int) -> tuple[int, ...]:
         given = tuple(self.param.order)
@@ -286,6 +350,9 @@ class Permute(Layer):
         from ..modules.shape import Permute as Module
 
         return Module(self.order(len(bottoms[0])))
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return [graph.call("Transpose", *bottoms, perm=self.order(len(bottoms[0].shape)))]
 
 
 @register("Reduction")
@@ -313,6 +380,13 @@ class Reduction(Layer):
         kind = {1: "sum", 2: "asum", 3: "sumsq", 4: "mean"}[self.param.operation]
         return Module(kind, self.axis(self.param.axis, bottoms[0]), self.param.coeff)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), p = bottoms, self.param
+        operator = {1: "ReduceSum", 2: "ReduceL1", 3: "ReduceSumSquare", 4: "ReduceMean"}[p.operation]
+        axes = graph.axes(*range(self.axis(p.axis, x.shape), len(x.shape)))
+        y = graph.call(operator, x, axes, keepdims=0)
+        return [y if p.coeff == 1 else graph.call("Mul", y, graph.constant(p.coeff))]
+
 
 @register("ArgMax")
 class ArgMax(Layer):
@@ -328,6 +402,7 @@ class ArgMax(Layer):
     param_field = "argmax_param"
     in_place = False
     differentiable = False
+    moves = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         shape, k = bottoms[0], self.param.top_k
@@ -351,6 +426,30 @@ class ArgMax(Layer):
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         return [Quirk(self.key, "of equal values the last index comes first; torch and ONNX take the first", "own module")]
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), p = bottoms, self.param
+        whole = not p.HasField("axis")
+        axis = 1 if whole else self.axis(p.axis, x.shape)
+        y = graph.call("Flatten", x, axis=1) if whole else x
+        if p.top_k == 1:
+            index = graph.call("ArgMax", y, axis=axis, keepdims=1, select_last_index=1)
+            largest = graph.call("ReduceMax", y, graph.axes(axis), keepdims=1) if p.out_max_val else None
+        else:
+            size = count(x.shape[1:]) if whole else x.shape[axis]
+            if size is None:
+                raise graph.refuse("it needs to know how many values it chooses from")
+            # TopK takes the first of equal values, Caffe the last: reversed, they agree.
+            start, end, step = graph.axes(-1), graph.axes(-(2**63) + 1), graph.axes(-1)
+            backwards = graph.call("Slice", y, start, end, graph.axes(axis), step)
+            largest, place = graph.node("TopK", [backwards, graph.axes(p.top_k)], 2, axis=axis)
+            index = graph.call("Sub", graph.constant(size - 1), place)
+        found = graph.call("Cast", index, to=1)
+        if not whole:
+            return [largest if p.out_max_val else found]  # type: ignore[list-item]
+        rows = [found, largest] if p.out_max_val else [found]
+        rows = [graph.call("Unsqueeze", row, graph.axes(1, *range(3, max(3, len(x.shape))))) for row in rows]  # type: ignore[arg-type]
+        return [graph.call("Concat", *rows, axis=1) if len(rows) > 1 else rows[0]]
+
 
 @register("BatchReindex")
 class BatchReindex(Layer):
@@ -365,6 +464,7 @@ class BatchReindex(Layer):
     bottom_count = (2, 2)
     in_place = False
     batch_independent = False
+    moves = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         if len(bottoms[1]) != 1:
@@ -375,6 +475,10 @@ class BatchReindex(Layer):
         from ..modules.shape import BatchReindex as Module
 
         return Module()
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x, index = bottoms
+        return [graph.call("Gather", x, graph.call("Cast", index, to=7), axis=0)]
 
 
 @register("Filter")
@@ -391,6 +495,7 @@ class Filter(Layer):
     top_count = (1, None)
     in_place = False
     batch_independent = False
+    moves = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         *data, selector = bottoms
@@ -407,6 +512,11 @@ class Filter(Layer):
         from ..modules.shape import Filter as Module
 
         return Module()
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        *data, selector = bottoms
+        keep = graph.call("Cast", graph.reshape(selector, [None]), to=9)
+        return [graph.call("Compress", x, keep, axis=0) for x in data]
 
 
 @register("Silence")
@@ -429,6 +539,9 @@ class Silence(Layer):
 
         return Module()
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return []
+
 
 @register("Parameter")
 class Parameter(Layer):
@@ -444,6 +557,7 @@ class Parameter(Layer):
     param_field = "parameter_param"
     bottom_count = (0, 0)
     batch_independent = False
+    moves = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         shape = tuple(self.param.shape.dim)
@@ -458,3 +572,6 @@ class Parameter(Layer):
         from ..modules.shape import Parameter as Module
 
         return Module(tuple(self.param.shape.dim))
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return [graph.weight("weight")]

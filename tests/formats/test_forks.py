@@ -89,6 +89,11 @@ def test_a_contested_field_of_an_unknown_fork_is_left_out_with_a_warning() -> No
     assert "layer 'drop' (Dropout): field 2 of DropoutParameter means different things" in file.warnings[0]
 
 
+@pytest.mark.parametrize(("blobs", "fork"), [(2, "segnet"), (4, "pspnet"), (3, None)])
+def test_a_bn_layer_without_parameters_is_told_by_its_blobs(blobs: int, fork: str | None) -> None:
+    assert read(v2_layer("bn", "BN", *[message(7, legacy(1, 1, 1, 1), packed(5, [1]))] * blobs)).fork == fork
+
+
 def test_deeplab1s_holes_and_deconvnets_types_in_v1() -> None:
     hole = v1_layer("conv", 4, message(10, number(1, 1), number(4, 3), number(17, 2)))
     assert layer_of(hole).convolution_param.hole == 2

@@ -2,6 +2,8 @@ import gzip
 import io
 import os
 import pickle
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -69,6 +71,28 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
     ]:
         with pytest.raises(FormatError, match=message_):
             read(path)
+
+
+def test_a_file_beyond_2_gib_is_mapped_and_not_read(tmp_path: Path) -> None:
+    count = 3 << 28  # floats: 3 GiB, of which only both ends take room on the disk
+    blob = shape(count) + varint(5 << 3 | 2) + varint(4 * count)
+    layer = text(1, "big") + text(2, "Bias") + varint(7 << 3 | 2) + varint(len(blob) + 4 * count) + blob
+    path = tmp_path / "big.caffemodel"
+    with open(path, "wb") as file:
+        file.write(varint(100 << 3 | 2) + varint(len(layer) + 4 * count) + layer)
+        file.seek(4 * (count - 1), os.SEEK_CUR)
+        file.write(np.float32(7).tobytes())
+    started = time.perf_counter()
+    weights = read(path).weights
+    assert time.perf_counter() - started < 1
+    assert weights is not None and weights.count == count
+    assert weights.layers[0].blobs[0].array[-1] == 7
+
+
+def test_reading_nets_needs_numpy_and_protobuf_only() -> None:
+    loaded = "import sys, caffeport.formats; print(*{'torch', 'scipy', 'h5py', 'PIL', 'onnx'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
 
 
 # ---- text ----

@@ -1,0 +1,57 @@
+import json
+
+import numpy as np
+
+import caffeport as api
+from tests.cli.conftest import NET, WEIGHTS
+from tests.conftest import DIGITS
+
+
+def test_a_folder_that_gives_caffes_answers(caffeport, inputs, tmp_path):
+    folder = tmp_path / "digits"
+    result = caffeport("convert", NET, WEIGHTS, "-o", folder)
+    assert result.exit_code == 0
+    for path in folder.iterdir():
+        assert f"{path}: {path.stat().st_size:,} bytes" in result.stdout
+    answers = api.load(folder)(np.load(inputs)["data"]).argmax(1)
+    assert answers.tolist() == np.load(DIGITS / "predictions.npz")["argmax"][:8].tolist()
+
+
+def test_json(caffeport, tmp_path):
+    facts = json.loads(caffeport("convert", NET, WEIGHTS, "-o", tmp_path / "digits", "--json").stdout)
+    assert facts["folder"] == str(tmp_path / "digits")
+    assert "model.safetensors" in facts["bytes"]
+    assert all(seconds >= 0 for seconds in facts["seconds"].values())
+
+
+def test_an_existing_folder_is_kept_unless_forced(caffeport, tmp_path):
+    folder = tmp_path / "digits"
+    assert caffeport("convert", NET, WEIGHTS, "-o", folder).exit_code == 0
+    before = (folder / "caffeport.json").read_bytes()
+    refused = caffeport("convert", WEIGHTS, "-o", folder)
+    assert refused.exit_code == 2 and "--force" in refused.stderr
+    assert (folder / "caffeport.json").read_bytes() == before
+    forced = caffeport("convert", WEIGHTS, "-o", folder, "--force")
+    assert forced.exit_code == 0
+    assert "warning: layer 'loss' (SoftmaxWithLoss) became Softmax" in forced.stderr
+    assert (folder / "caffeport.json").read_bytes() != before
+
+
+def test_a_mean_is_kept(caffeport, tmp_path):
+    mean = tmp_path / "mean.npy"
+    np.save(mean, np.full((1, 8, 8), 3, np.float32))
+    assert caffeport("convert", NET, WEIGHTS, "-o", tmp_path / "digits", "--mean", mean).exit_code == 0
+    assert np.array_equal(np.load(tmp_path / "digits/mean.npy"), np.load(mean))
+
+
+def test_a_converted_folder_can_be_inspected_and_run(caffeport, inputs, tmp_path):
+    folder = tmp_path / "digits"
+    caffeport("convert", NET, WEIGHTS, "-o", folder)
+    assert "39,474 parameters" in caffeport("inspect", folder).stdout
+    assert caffeport("run", folder, "--inputs", inputs, "-o", tmp_path / "out.npz").exit_code == 0
+
+
+def test_nothing_is_left_of_a_failure(caffeport, tmp_path):
+    result = caffeport("convert", NET, DIGITS / "solver.prototxt", "-o", tmp_path / "digits")
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
