@@ -45,7 +45,9 @@ def softmax(x: Array, axis: int) -> Array:
     return e / e.sum(axis, keepdims=True)
 
 
-def looped(x: Array, labels: Array, axis: int, term: Callable[[Array, int], float], mode: str, ignore: int | None) -> float:
+def looped(
+    x: Array, labels: Array, axis: int, term: Callable[[Array, int], float], mode: str, ignore: int | None
+) -> float:
     """Sum of term(values of all classes at a place, its label) over places that count, normalised as Caffe says."""
     total, valid = 0.0, 0
     where = places(x.shape, axis)
@@ -107,7 +109,10 @@ def test_sigmoid_cross_entropy_loss(mode: str, ignores: bool, seed: int) -> None
     rng = np.random.default_rng(seed)
     x, t = rng.normal(0, 5, (3, 2, 2)), rng.choice([0, 0.25, 0.99, 1, 2], (3, 4))
     kept = [int(value) != 2 or not ignores for value in t.ravel()]  # Caffe compares the truncated target
-    terms = [-(a * -math.log1p(math.exp(-b)) + (1 - a) * -math.log1p(math.exp(b))) for b, a in zip(x.ravel(), t.ravel(), strict=True)]
+    terms = [
+        -(a * -math.log1p(math.exp(-b)) + (1 - a) * -math.log1p(math.exp(b)))
+        for b, a in zip(x.ravel(), t.ravel(), strict=True)
+    ]
     z = {"FULL": 12, "VALID": sum(kept), "BATCH_SIZE": 3, "NONE": 1}[mode]
     wanted = sum(term for term, keep in zip(terms, kept, strict=True) if keep) / max(z, 1)
     spec = f"loss_param {{ normalization: {mode} {'ignore_label: 2' if ignores else ''} }}"
@@ -243,7 +248,9 @@ def test_a_loss_without_a_top_is_automatic() -> None:
 @pytest.mark.parametrize(
     ("layer", "shapes", "message"),
     [
-        pytest.param("SoftmaxWithLoss", [(2, 3), (3,)], r"'l' \(SoftmaxWithLoss\).*2 x 3 and 3 must .* first dim", id="first"),
+        pytest.param(
+            "SoftmaxWithLoss", [(2, 3), (3,)], r"'l' \(SoftmaxWithLoss\).*2 x 3 and 3 must .* first dim", id="first"
+        ),
         pytest.param("SoftmaxWithLoss", [(2, 3, 4), (2,)], r"bottom 'b1' is 2, 2 labels; wanted are 8", id="labels"),
         pytest.param("SoftmaxWithLoss", [(2,), (2,)], r"axis 1 is outside", id="no class axis"),
         pytest.param("SoftmaxWithLoss", [(2, 3)], r"has 1 bottoms, Caffe wants 2", id="bottoms"),
@@ -271,8 +278,12 @@ def test_top_k_above_the_number_of_classes() -> None:
 
 
 def test_infogain_matrix_of_another_file() -> None:
-    with pytest.raises(UnsupportedLayer, match=r"'H\.binaryproto', which is not read; give the matrix as a third bottom"):
-        net_of('type: "InfogainLoss" top: "l" infogain_loss_param { source: "H.binaryproto" }', {"x": (2, 3), "y": (2,)})
+    with pytest.raises(
+        UnsupportedLayer, match=r"'H\.binaryproto', which is not read; give the matrix as a third bottom"
+    ):
+        net_of(
+            'type: "InfogainLoss" top: "l" infogain_loss_param { source: "H.binaryproto" }', {"x": (2, 3), "y": (2,)}
+        )
 
 
 def test_infogain_refuses_the_old_normalize() -> None:
