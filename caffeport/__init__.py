@@ -1,8 +1,8 @@
 """Old Caffe models as plain PyTorch modules, with Caffe's exact semantics.
 
-    import caffeport
-    network = caffeport.load("deploy.prototxt", "net.caffemodel")
-    prob = network(x)                            # or network.blobs({"data": x}) for every value on the way
+import caffeport
+network = caffeport.load("deploy.prototxt", "net.caffemodel")
+prob = network(x)                            # or network.blobs({"data": x}) for every value on the way
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,8 @@
-"""What a net and its weights are, before anything is built: no torch, no large memory. `inspect` and `load` start here."""
+"""What a net and its weights are, before anything is built: no torch, no large memory.
 
-import os
+`inspect` and `load` start here.
+"""
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,7 +59,9 @@ def describe(
     if weights is not None:
         files.append(_weights_file(net_file, weights, salvage))
     if net_file.net is None:
-        raise FormatError(f"{net_file.path}: {net_file.form} hold arrays but no net: give the prototxt first, then this file")
+        raise FormatError(
+            f"{net_file.path}: {net_file.form} hold arrays but no net: give the prototxt first, then this file"
+        )
     stored = files[-1].weights
     warnings = [warning for file in files for warning in file.warnings]
     alone = weights is None and "text" not in net_file.form
@@ -91,7 +95,9 @@ def _weights_file(net_file: ModelFile, weights: Readable, salvage: bool) -> Mode
 
 
 def _names(layers: list[StoredLayer], limit: int = 8) -> str:
-    shown = ", ".join(f"{layer.name!r} ({', '.join(text(blob.shape) for blob in layer.blobs)})" for layer in layers[:limit])
+    shown = ", ".join(
+        f"{layer.name!r} ({', '.join(text(blob.shape) for blob in layer.blobs)})" for layer in layers[:limit]
+    )
     return shown + (f" and {len(layers) - limit} more" if len(layers) > limit else "")
 
 
@@ -102,10 +108,10 @@ def without_splits(net: Message) -> Message:
     del result.layer[:]
     original: dict[str, str] = {}
     for layer in net.layer:
-        if layer.type == "Split" and len(layer.bottom) == 1 and layer.name.endswith("_split"):
-            if all(top == f"{layer.name}_{i}" for i, top in enumerate(layer.top)):
-                original |= dict.fromkeys(layer.top, original.get(layer.bottom[0], layer.bottom[0]))
-                continue
+        automatic = layer.type == "Split" and len(layer.bottom) == 1 and layer.name.endswith("_split")
+        if automatic and all(top == f"{layer.name}_{i}" for i, top in enumerate(layer.top)):
+            original |= dict.fromkeys(layer.top, original.get(layer.bottom[0], layer.bottom[0]))
+            continue
         kept = result.layer.add()
         kept.CopyFrom(layer)
         kept.bottom[:] = [original.get(bottom, bottom) for bottom in layer.bottom]

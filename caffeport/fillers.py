@@ -13,7 +13,10 @@ from .layers import Array
 
 
 def filled(shape: tuple[int, ...], filler: Message, random: np.random.Generator, where: str) -> Array:
-    """A new float32 array of `shape`. `where` names the layer for errors: an unknown type, or bilinear on other than 4 axes."""
+    """A new float32 array of `shape`.
+
+    `where` names the layer for errors: an unknown type, or bilinear on other than 4 axes.
+    """
     out = np.empty(shape, np.float32)
     size = out.size
     fan_in = size / shape[0] if shape else 1.0

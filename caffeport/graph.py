@@ -58,7 +58,9 @@ class Step:
     bottoms: tuple[Operand, ...]
     tops: tuple[Value, ...]
     blobs: tuple[Blob, ...] = ()
-    owners: tuple[tuple[str, int], ...] = ()  # (layer key, blob index); the layer's own unless `param { name }` shares it
+    owners: tuple[
+        tuple[str, int], ...
+    ] = ()  # (layer key, blob index); the layer's own unless `param { name }` shares it
 
     @property
     def key(self) -> str:
@@ -74,7 +76,8 @@ class Step:
 class Graph:
     """A whole net.
 
-    inputs   the blobs that the caller may feed, in order; `needed` are those of them that some layer reads or that are outputs
+    inputs   the blobs that the caller may feed, in order; `needed` are those of them that some layer reads or that are
+             outputs
     labels   those of MemoryData layers that are declared as (B) and that a run holds as (B, 1, 1, 1)
     steps    all layers that compute, in file order
     blobs    every blob name as it is at the end of a run
@@ -116,7 +119,8 @@ def _check_learned(step: Step, bottoms: list[Shape]) -> None:
     for built, wanted in zip(step.blobs, step.layer.blobs(bottoms), strict=True):
         if built.shape != wanted.shape:
             raise ShapeError(
-                f"{step.layer}: {built.name} was built as {text(built.shape)}, but bottom {step.layer.spec.bottom[0]!r} "
+                f"{step.layer}: {built.name} was built as {text(built.shape)}, but bottom "
+                f"{step.layer.spec.bottom[0]!r} "
                 f"of shape {text(bottoms[0])} needs {text(wanted.shape)}"
             )
 
@@ -236,7 +240,10 @@ class _Builder:
         return self._guessed(name) if declared is UNKNOWN else declared
 
     def _guessed(self, name: str) -> Shape:
-        """An open shape for an input of unknown rank, from the first reader's stored arrays; Caffe's usual 4 axes otherwise."""
+        """An open shape for an input of unknown rank, from the first reader's stored arrays.
+
+        Caffe's usual 4 axes otherwise.
+        """
         for spec in self.net.layer:
             if name in spec.bottom:
                 if list(spec.bottom).index(name) > 0 and name == "label":
@@ -250,7 +257,9 @@ class _Builder:
     def _input(self, name: str, shape: Shape, layer: Layer | None = None) -> None:
         for size in shape:
             if size is not None and size < 1:
-                raise InputError(f"input {name!r}: shape {text(shape)} has a dimension below 1; Caffe cannot hold such a blob")
+                raise InputError(
+                    f"input {name!r}: shape {text(shape)} has a dimension below 1; Caffe cannot hold such a blob"
+                )
         if name in self.current:
             raise FormatError(f"input {name!r} is declared twice")
         key = f"{layer.key}::{name}" if layer else name
@@ -285,7 +294,9 @@ class _Builder:
     def _with_inputs(self, error: OpenShape) -> ShapeError:
         names = [value.blob for value in self.graph.inputs if None in value.shape]
         given = ", ".join(f"{name!r}: (N, C, H, W)" for name in names)
-        return ShapeError(f"{error}; give the shape of the input: inputs={{{given}}} or --input {(names or ['NAME'])[0]}=N,C,H,W")
+        return ShapeError(
+            f"{error}; give the shape of the input: inputs={{{given}}} or --input {(names or ['NAME'])[0]}=N,C,H,W"
+        )
 
     def _missing(self, name: str, layer: Layer | None) -> str:
         later = next((spec.name for spec in self.net.layer if name in spec.top), None)
@@ -306,7 +317,8 @@ class _Builder:
                 raise ShapeError(f"{layer}: writes to its own bottom {name!r}; Caffe cannot do this layer in place")
             if (name in self.current and not in_place) or name in names[:i]:
                 raise ShapeError(
-                    f"{layer}: writes blob {name!r}, which an earlier layer has written; only in-place layers may do that"
+                    f"{layer}: writes blob {name!r}, which an earlier layer has written; "
+                    "only in-place layers may do that"
                 )
 
     def _owners(self, layer: Layer, blobs: list[Blob]) -> tuple[tuple[str, int], ...]:

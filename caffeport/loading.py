@@ -37,11 +37,14 @@ def load(
 ) -> Network:
     """Build a Network from a Caffe net and its weights, or from a folder that `caffeport convert` wrote.
 
-    net              a prototxt, binary net or .caffemodel (alone: its structure is inside), as a path, bytes or open binary file;
+    net              a prototxt, binary net or .caffemodel (alone: its structure is inside), as a path, bytes or open
+                     binary file;
                      or a converted folder
     weights          a .caffemodel, V0 to V2, or .caffemodel.h5; None: the arrays inside `net`, or else Caffe's fillers
-    phase            which layers the net's include and exclude rules keep: "TEST" or "TRAIN"; `level` and `stages` likewise
-    inputs           shapes of inputs by blob name, for what the file does not say; None in a shape leaves that dimension open
+    phase            which layers the net's include and exclude rules keep: "TEST" or "TRAIN"; `level` and `stages`
+                     likewise
+    inputs           shapes of inputs by blob name, for what the file does not say; None in a shape leaves that
+                     dimension open
     strict           a layer that the weights file lacks is an error; False leaves it Caffe's filler, with a warning
     salvage          take the whole layers of a weights file that ends early
     allow_nonfinite  accept NaN and Inf among the weights
@@ -105,8 +108,14 @@ def stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int
         names = ", ".join(f"{step.key!r} ({step.layer.spec.type})" for step in missing)
         text = f"{description.files[-1].path}: has no arrays for {len(missing)} layer(s) of the net: {names}"
         if strict:
-            held = ", ".join(repr(entry.name) for entry in weights.layers if entry.blobs and entry.name not in steps) or "none"
-            raise WeightsError(f"{text}; it has arrays of layers that the net lacks: {held}; strict=False leaves the missing ones their fillers")
+            held = (
+                ", ".join(repr(entry.name) for entry in weights.layers if entry.blobs and entry.name not in steps)
+                or "none"
+            )
+            raise WeightsError(
+                f"{text}; it has arrays of layers that the net lacks: {held}; "
+                "strict=False leaves the missing ones their fillers"
+            )
         LOG.warning("%s; they keep their fillers", text)
     return arrays
 
@@ -122,10 +131,13 @@ def _misfit(entry: StoredLayer, step: Step) -> str | None:
             return f"{layer}: the weights file has an array number {place} for it, the net wants {len(step.blobs)}"
         wanted = step.blobs[place]
         if not stored.fits(wanted.shape):
-            bottoms = ", ".join(f"{name!r} of {text(o.shape)}" for name, o in zip(layer.spec.bottom, step.bottoms, strict=True))
+            bottoms = ", ".join(
+                f"{name!r} of {text(o.shape)}" for name, o in zip(layer.spec.bottom, step.bottoms, strict=True)
+            )
             same = "; the counts agree" if prod(stored.shape) == prod(wanted.shape) else ""
             return (
-                f"{layer}: its {wanted.name} is {text(stored.shape)} in the weights file, the net with bottom {bottoms} "
+                f"{layer}: its {wanted.name} is {text(stored.shape)} in the weights file, "
+                f"the net with bottom {bottoms} "
                 f"wants {text(wanted.shape)}{same}"
             )
     return None
@@ -135,7 +147,10 @@ def _misfit(entry: StoredLayer, step: Step) -> str | None:
 
 
 def network_of(graph: Graph, state: Callable[[Step], dict[str, Array]], copier: "Copier") -> Network:
-    """The Network of a graph. `state(step)` gives a layer's state_dict entries; parameters shared by name become one."""
+    """The Network of a graph.
+
+    `state(step)` gives a layer's state_dict entries; parameters shared by name become one.
+    """
     modules: dict[str, nn.Module] = {}
     views: dict[str, dict[str, View]] = {}
     steps = {step.key: step for step in graph.steps}
@@ -147,7 +162,11 @@ def network_of(graph: Graph, state: Callable[[Step], dict[str, Array]], copier: 
         for name, tensor in _tensors(module):
             owner, owned_name = _owner(step, name, steps)
             if owner != step.key:
-                owned = modules[owner].get_parameter(owned_name) if isinstance(tensor, nn.Parameter) else modules[owner].get_buffer(owned_name)
+                owned = (
+                    modules[owner].get_parameter(owned_name)
+                    if isinstance(tensor, nn.Parameter)
+                    else modules[owner].get_buffer(owned_name)
+                )
                 if owned.shape == tensor.shape:
                     _set(module, name, owned)
                 else:
@@ -155,7 +174,11 @@ def network_of(graph: Graph, state: Callable[[Step], dict[str, Array]], copier: 
                     views.setdefault(step.key, {})[name] = View(owner, owned_name, tuple(tensor.shape))
             elif tensor.is_floating_point():
                 own = own or state(step)
-                _set(module, name, copier.tensor(_entry(own, name, tensor, step), str(step.layer), isinstance(tensor, nn.Parameter)))
+                _set(
+                    module,
+                    name,
+                    copier.tensor(_entry(own, name, tensor, step), str(step.layer), isinstance(tensor, nn.Parameter)),
+                )
             else:
                 _set(module, name, torch.zeros((), dtype=tensor.dtype, device="cpu"))  # BatchNorm's num_batches_tracked
     return Network(graph, modules, views)
@@ -181,7 +204,10 @@ def _set(module: nn.Module, name: str, tensor: Tensor | None) -> None:
 
 
 def _owner(step: Step, name: str, steps: Mapping[str, Step]) -> tuple[str, str]:
-    """Layer and state_dict key of the tensor that holds `name` of this step; its own unless `param { name }` shares it."""
+    """Layer and state_dict key of the tensor that holds `name` of this step.
+
+    Its own unless `param { name }` shares it.
+    """
     for blob, (key, index) in zip(step.blobs, step.owners, strict=True):
         if blob.name == name:
             return key, steps[key].blobs[index].name
@@ -222,4 +248,7 @@ class Copier:
     def refuse_nonfinite(self) -> None:
         if self.nonfinite:
             places = ", ".join(f"{layer}: {count}" for layer, count in self.nonfinite.items())
-            raise WeightsError(f"the weights hold NaN or Inf ({places}); allow_nonfinite=True or --allow-nonfinite loads them all the same")
+            raise WeightsError(
+                f"the weights hold NaN or Inf ({places}); "
+                "allow_nonfinite=True or --allow-nonfinite loads them all the same"
+            )

@@ -41,7 +41,10 @@ class Network(nn.Module):
     def __init__(
         self, graph: Graph, modules: Mapping[str, nn.Module], views: Mapping[str, Mapping[str, View]] | None = None
     ) -> None:
-        """`modules` holds the module of each step, by layer key; `views` those parameters that are another layer's, reshaped."""
+        """`modules` holds the module of each step, by layer key.
+
+        `views` those parameters that are another layer's, reshaped.
+        """
         super().__init__()
         self.graph = graph
         self.names = module_names(step.key for step in graph.steps)
@@ -65,7 +68,7 @@ class Network(nn.Module):
         return list(self.graph.outputs)
 
     def quirks(self) -> list[Quirk]:
-        """Every place where this net, at its declared sizes, meets a semantics of Caffe that the obvious layer lacks."""
+        """Every place where this net, at its declared sizes, needs semantics that the obvious layer lacks."""
         return self.graph.quirks()
 
     def truncate(self, blob: str) -> "Network":
@@ -97,7 +100,8 @@ class Network(nn.Module):
     # ---- running it
 
     def forward(self, *args: Feed | Mapping[str, Feed], **kwargs: Feed) -> Tensor | dict[str, Tensor]:
-        """Run the net on its inputs, given in order or by blob name; they may have other batch and spatial sizes than declared.
+        """Run the net on its inputs, given in order or by blob name; they may have other batch and spatial sizes than
+        declared.
 
         Raises InputError for missing or unknown inputs and ShapeError, with the layer, where shapes do not fit.
         """
@@ -113,8 +117,10 @@ class Network(nn.Module):
     def blobs(self, *args: Feed | Mapping[str, Feed], **kwargs: Feed) -> dict[str, Tensor]:
         """Run the net and give every value: `layer::top` as the layer wrote it, and each blob name as it is at the end.
 
-        Besides inputs, any inner value may be fed, and the net starts there: `blobs({"pool1": x})` runs what follows pool1.
-        A plain name is the blob's value at the end, after its in-place layers; "conv1::conv1" the one before an in-place ReLU.
+        Besides inputs, any inner value may be fed, and the net starts there: `blobs({"pool1": x})` runs what follows
+        pool1.
+        A plain name is the blob's value at the end, after its in-place layers; "conv1::conv1" the one before an
+        in-place ReLU.
         The autograd graph is kept where gradients are on.
         """
         values = self._feed(args, kwargs, inner=True)
@@ -128,7 +134,9 @@ class Network(nn.Module):
         every = {value.key: values[value.slot] for value in self.graph.inputs}
         every |= {top.key: values[top.slot] for step in self.graph.steps for top in step.tops}
         blobs = self.graph.blobs.items()
-        every |= {name: _see(o, values) for name, o in blobs if all(values[value.slot] is not None for value in o.values)}
+        every |= {
+            name: _see(o, values) for name, o in blobs if all(values[value.slot] is not None for value in o.values)
+        }
         return {name: value for name, value in every.items() if value is not None}
 
     def run_step(
@@ -157,12 +165,17 @@ class Network(nn.Module):
         fed = dict(zip((value.blob for value in graph.inputs), args, strict=False)) | dict(kwargs)
         places = {value.blob: value for value in graph.inputs}
         if inner:
-            places = {top.key: top for step in graph.steps for top in step.tops} | {
-                name: operand.value for name, operand in graph.blobs.items()
-            } | {value.key: value for value in graph.inputs} | places
+            places = (
+                {top.key: top for step in graph.steps for top in step.tops}
+                | {name: operand.value for name, operand in graph.blobs.items()}
+                | {value.key: value for value in graph.inputs}
+                | places
+            )
         unknown = [name for name in fed if name not in places]
         started = any(places[name] not in graph.inputs for name in fed if name in places)
-        missing = [value.blob for value in graph.needed if value.blob not in fed and value.key not in fed and not started]
+        missing = [
+            value.blob for value in graph.needed if value.blob not in fed and value.key not in fed and not started
+        ]
         if missing or unknown or len(args) > len(graph.inputs):
             raise InputError(
                 f"the net takes {_listing(self.inputs)}"
@@ -222,12 +235,16 @@ def _call(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str,
     return many
 
 
-def _shared(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]) -> list[tuple[str, str, View]]:
+def _shared(
+    step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]
+) -> list[tuple[str, str, View]]:
     """Parameters that are another layer's: own name, that layer's module name, how it is seen."""
     return [(own, names[view.layer], view) for own, view in views.get(step.key, {}).items()]
 
 
-def _apply(step: Step, module: Any, args: list[Any], modules: Mapping[str, Any], shared: list[tuple[str, str, View]]) -> tuple[Any, ...]:
+def _apply(
+    step: Step, module: Any, args: list[Any], modules: Mapping[str, Any], shared: list[tuple[str, str, View]]
+) -> tuple[Any, ...]:
     """The tops of a step for its bottoms."""
     axis = step.layer.flatten_from()
     if axis is not None:
@@ -243,6 +260,7 @@ def _apply(step: Step, module: Any, args: list[Any], modules: Mapping[str, Any],
 
 def converted(module: nn.Module, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
     """The module with its numbers in `dtype` on `device`: a copy, or the module itself where they are so already."""
+
     def moved(tensor: Tensor) -> Tensor:
         new = tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
         return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
@@ -281,9 +299,7 @@ def _affine_batch_norm(norm: Step, scale: Step, names: Mapping[str, str]) -> Any
         if n._forward_hooks or n._forward_pre_hooks or s._forward_hooks or s._forward_pre_hooks:
             values[top] = s(n(values[slot]))
         else:
-            values[top] = F.batch_norm(
-                values[slot], n.running_mean, n.running_var, s.weight, s.bias, False, 0.0, n.eps
-            )
+            values[top] = F.batch_norm(values[slot], n.running_mean, n.running_var, s.weight, s.bias, False, 0.0, n.eps)
 
     return run
 
@@ -367,7 +383,7 @@ def _tensor(array: Feed, like: Tensor | None) -> Tensor:
 
 
 def module_names(keys: Iterable[str]) -> dict[str, str]:
-    """A module's name for each layer: its own, but for what nn.Module cannot take: dots, "", names that it uses itself."""
+    """A module's name for each layer: its own, but for what nn.Module cannot take (dots, "", its own attributes)."""
     taken = {*dir(Network), *vars(nn.Module()), "graph", "names", "_views", "_checked", "_plan"}
     names = {}
     for key in keys:

@@ -1,10 +1,10 @@
 """The converted folder: written whole or not at all, and read back.
 
-    deploy.prototxt      the net that was built, V2 text
-    model.safetensors    weights, keys as in state_dict
-    caffeport.json       where it came from, names, inputs, preprocessing, hashes
-    mean.npy             the mean image, float32 (C, H, W) or (C,), where one was given
-    README.md            what it is and how to use it
+deploy.prototxt      the net that was built, V2 text
+model.safetensors    weights, keys as in state_dict
+caffeport.json       where it came from, names, inputs, preprocessing, hashes
+mean.npy             the mean image, float32 (C, H, W) or (C,), where one was given
+README.md            what it is and how to use it
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,13 @@ def convert(
     sizes = write_folder(target, network, description, mean_image, force=force)
     clock["write"] = time.perf_counter()
     names = list(clock)
-    seconds = {b: clock[b] - clock[a] for a, b in zip(names, names[1:], strict=False)}
+    seconds = {b: clock[b] - clock[a] for a, b in pairwise(names)}
     return Converted(target, network, seconds, sizes, description.warnings)
 
 
-def write_folder(target: Path, network: Network, description: Description, mean: MeanImage | None, *, force: bool) -> dict[str, int]:
+def write_folder(
+    target: Path, network: Network, description: Description, mean: MeanImage | None, *, force: bool
+) -> dict[str, int]:
     """Write the folder beside its place and rename it. Returns the size of each file in bytes."""
     _check_target(target, force)
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
@@ -102,6 +105,7 @@ def write_folder(target: Path, network: Network, description: Description, mean:
         net = deploy_net(description)
         (partial / NET).write_text(text_format.MessageToString(net, as_utf8=True), encoding="utf-8")
         save_file(_owned_state(network), partial / WEIGHTS)
+        (partial / WEIGHTS).chmod((partial / NET).stat().st_mode)  # the library makes it private
         if mean is not None:
             np.save(partial / MEAN, mean.array, allow_pickle=False)
         facts = _facts(network, description, mean)
@@ -205,13 +209,18 @@ def deploy_net(description: Description) -> Message:
 
 def _facts(network: Network, description: Description, mean: MeanImage | None) -> dict[str, Any]:
     graph = network.graph
-    transforms = {layer.key: _transform(layer.spec.transform_param) for layer in graph.data_layers if layer.spec.HasField("transform_param")}
+    transforms = {
+        layer.key: _transform(layer.spec.transform_param)
+        for layer in graph.data_layers
+        if layer.spec.HasField("transform_param")
+    }
     stored = description.weights.by_name() if description.weights else {}
     return {
         "format": FORMAT,
         "name": graph.name,
         "sources": [
-            {"file": Path(file.path).name, "form": file.form, "sha256": _file_sha256(file.path)} for file in description.files
+            {"file": Path(file.path).name, "form": file.form, "sha256": _file_sha256(file.path)}
+            for file in description.files
         ],
         "inputs": {name: list(shape) for name, shape in network.inputs.items()},
         "outputs": network.outputs,
@@ -231,13 +240,17 @@ def _facts(network: Network, description: Description, mean: MeanImage | None) -
 
 
 def _transform(param: Message) -> dict[str, Any]:
-    return {f.name: list(value) if f.is_repeated else value for f, value in param.ListFields() if f.message_type is None}
+    return {
+        f.name: list(value) if f.is_repeated else value for f, value in param.ListFields() if f.message_type is None
+    }
 
 
 def sha256(array: Array) -> str:
     """Hash of an array as little-endian float32 (whole numbers as they are), row-major."""
     values = array if array.dtype.kind in "iub" else array.astype("<f4", copy=False)
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest() if values.size else hashlib.sha256().hexdigest()
+    return (
+        hashlib.sha256(np.ascontiguousarray(values).data).hexdigest() if values.size else hashlib.sha256().hexdigest()
+    )
 
 
 def _file_sha256(path: str) -> str | None:
@@ -249,16 +262,21 @@ def _file_sha256(path: str) -> str | None:
 
 
 def _readme(name: str, network: Network, facts: dict[str, Any]) -> str:
-    inputs = ", ".join(f"`{blob!r}` {' x '.join('any' if n is None else str(n) for n in shape)}" for blob, shape in network.inputs.items())
+    inputs = ", ".join(
+        f"`{blob!r}` {' x '.join('any' if n is None else str(n) for n in shape)}"
+        for blob, shape in network.inputs.items()
+    )
     sources = ", ".join(f"{source['file']!r} ({source['form']})" for source in facts["sources"])
     return (
         f"# {name}\n\nConverted by caffeport {__version__} from {_inline(sources)}.\n\n"
         f"Inputs: {_inline(inputs)}. Outputs: {_inline(', '.join(map(repr, network.outputs)))}.\n\n"
         "```python\nimport caffeport, torch\n\n"
         f"network = caffeport.load({name!r})\n"
-        "with torch.no_grad():\n    output = network(x)          # x: float32, as Caffe's input blob (often BGR, mean subtracted)\n"
+        "with torch.no_grad():\n"
+        "    output = network(x)          # x: float32, as Caffe's input blob (often BGR, mean subtracted)\n"
         '    every = network.blobs(x)     # every blob, as "layer::top" and by blob name\n```\n\n'
-        "`deploy.prototxt` is the net that was built, `model.safetensors` its weights, `caffeport.json` where it came from.\n"
+        "`deploy.prototxt` is the net that was built, `model.safetensors` its weights, "
+        "`caffeport.json` where it came from.\n"
     )
 
 
@@ -299,7 +317,9 @@ def _read_facts(path: Path) -> dict[str, Any]:
             raise FormatError(f"{path}: larger than {JSON_LIMIT} bytes; not a file that caffeport wrote")
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FormatError(f"{path.parent}: a folder without {path.name}; expected one that `caffeport convert` wrote") from None
+        raise FormatError(
+            f"{path.parent}: a folder without {path.name}; expected one that `caffeport convert` wrote"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
@@ -319,7 +339,9 @@ def _stored_shapes(facts: dict[str, Any], path: Path) -> dict[str, StoredLayer]:
                 empty = (StoredBlob(np.broadcast_to(np.float32(1), shape), legacy=False) for shape in shapes)
                 layers[name] = StoredLayer(name, "", tuple(empty))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: 'blobs' is not as caffeport writes it ({error}); convert the model again") from error
+        raise FormatError(
+            f"{path}: 'blobs' is not as caffeport writes it ({error}); convert the model again"
+        ) from error
     return layers
 
 

@@ -28,7 +28,7 @@ def disagreement(got: Array, want: Array, *, exact: bool = False) -> str | None:
     if rel_l2 > REL_L2 or errors.max() > LARGEST * largest:
         worst = int(errors.argmax())
         return (
-            f"relative L2 error {rel_l2:.1e}, allowed {REL_L2:.0e}; worst {errors[worst] / largest:.1e} of the largest, "
-            f"allowed {LARGEST:.0e}: {ours[worst]} for {theirs[worst]}"
+            f"relative L2 error {rel_l2:.1e}, allowed {REL_L2:.0e}; worst {errors[worst] / largest:.1e} of the "
+            f"largest, allowed {LARGEST:.0e}: {ours[worst]} for {theirs[worst]}"
         )
     return None

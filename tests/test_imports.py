@@ -20,7 +20,7 @@ MAY_IMPORT = {  # part of the package -> parts that it may import, beside itself
     "graph": {"errors", "formats", "layers"},
     "description": {"errors", "formats", "layers", "graph"},
     "fillers": {"errors", "formats", "layers"},
-    "network": {"errors", "formats", "layers", "graph"},
+    "network": {"errors", "formats", "layers", "graph", "description"},
 }
 WITHOUT_TORCH = ("__init__", "__main__", "cli", "description", "errors", "fillers", "formats", "graph", "layers")
 
@@ -31,9 +31,12 @@ def part(path: Path) -> str:
 
 
 def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
-    """Dotted names of all modules that a file imports; `at_import`: only those loaded when the file is imported."""
+    """Dotted names of all modules that a file imports, but for those that only type checkers read.
+
+    at_import  only those that are loaded when the file itself is imported, so none inside of functions
+    """
     package = path.relative_to(ROOT).parent.parts
-    for node in _nodes(ast.parse(path.read_text()), at_import):
+    for node in _nodes(ast.parse(path.read_text(encoding="utf-8")), at_import):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -45,14 +48,12 @@ def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
 
 def _nodes(tree: ast.AST, at_import: bool) -> Iterator[ast.AST]:
     for node in ast.iter_child_nodes(tree):
-        if at_import and (isinstance(node, ast.FunctionDef | ast.Lambda) or _for_types_only(node)):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if at_import and isinstance(node, ast.FunctionDef | ast.Lambda):
             continue
         yield node
         yield from _nodes(node, at_import)
-
-
-def _for_types_only(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def parts_imported(path: Path) -> set[str]:

@@ -86,6 +86,7 @@ def fork_of_layers(buffer: memoryview, layers: Iterable[RawLayer]) -> str | None
     for layer in layers:
         if layer.blob_fork is not None:
             return layer.blob_fork
+    has_input = any(layer.type == "Input" for layer in layers)  # yjxiong's fork is older than this type
     votes: Counter[str] = Counter()
     for layer in layers:
         if isinstance(layer.type, int):
@@ -99,7 +100,7 @@ def fork_of_layers(buffer: memoryview, layers: Iterable[RawLayer]) -> str | None
                 votes["intel"] += _is_text(buffer, field_)
             elif (layer.type, field_.number) in FORKS_BY_NUMBER:
                 votes[FORKS_BY_NUMBER[layer.type, field_.number]] += 1
-            elif field_.number == 106 and _dilates_by_16(buffer, field_, layer):
+            elif field_.number == 106 and not has_input and _dilates_by_16(buffer, field_, layer):
                 votes["yjxiong"] += 1
     return _winner(votes) or _v1_fork(buffer, [layer for layer in layers if isinstance(layer.type, int)])
 

@@ -65,10 +65,12 @@ class Weights:
         return {layer.name: layer for layer in self.layers}
 
     def release(self, part: Array) -> None:
-        """Tell the system that `part`, a contiguous view of the map, has been copied, so that its pages stop counting as ours."""
+        """Give back the pages of `part`, a contiguous view of the map that has been copied."""
         if self.buffer is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
-        start = part.__array_interface__["data"][0] - np.frombuffer(self.buffer, np.uint8).__array_interface__["data"][0]
+        start = (
+            part.__array_interface__["data"][0] - np.frombuffer(self.buffer, np.uint8).__array_interface__["data"][0]
+        )
         if not 0 <= start <= len(self.buffer) - part.nbytes:
             return  # not a view of the map: an array put together from pieces
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -82,7 +82,7 @@ def _rules(net: Message) -> Iterable[Message]:
 _LEFT_BY_LOSS = {"SoftmaxWithLoss": "Softmax", "SigmoidCrossEntropyLoss": "Sigmoid"}
 
 _JUDGE = re.compile(r"loss|accuracy|evaluat", re.IGNORECASE)
-_SINKS = {"HDF5Output", "Silence", "MatWrite", "MAT_WRITE", "EvalDetection", "BoxAnnotatorOHEM", "Yolov3"}
+_SINKS = {"HDF5Output", "Silence", "MatWrite", "MAT_WRITE", "EvalDetection", "BoxAnnotatorOHEM", "Yolov3", "Null"}
 
 _LEARNING_TYPES = {"BatchNorm", "BN", "Scale", "Bias", "PReLU", "Normalize", "Parameter"}
 _LEARNING_PARAMS = ("convolution_param", "inner_product_param", "embed_param", "recurrent_param")

@@ -1,9 +1,9 @@
 """Every Caffe layer that caffeport knows, one file per family, and how to add one's own.
 
-    from caffeport.layers import Layer, register
+from caffeport.layers import Layer, register
 
-    @register("MyLayer")
-    class MyLayer(Layer): ...
+@register("MyLayer")
+class MyLayer(Layer): ...
 """
 
 from .base import (
@@ -24,7 +24,24 @@ from .base import (
     text,
     type_name,
 )
-from . import activation, convolution, data, dense, elementwise, loss, normalization, pooling, recurrent, shape  # isort: skip
+
+from . import (  # noqa: F401  imported so that each registers its types
+    activation,
+    convolution,
+    data,
+    dense,
+    detection,
+    elementwise,
+    loss,
+    mobile,
+    normalization,
+    pooling,
+    rcnn,
+    recurrent,
+    segmentation,
+    shape,
+    training,
+)  # isort: skip
 
 __all__ = [
     "TYPES",

@@ -65,7 +65,11 @@ class PReLU(Layer):
         if self.param.channel_shared:
             return [Blob("weight", (), filler)]
         stored = self.stored_shape(0, 1)
-        return [Blob("weight", (self.known(bottoms[0][1], stored[0] if stored else None, "its number of channels"),), filler)]
+        return [
+            Blob(
+                "weight", (self.known(bottoms[0][1], stored[0] if stored else None, "its number of channels"),), filler
+            )
+        ]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
@@ -127,7 +131,8 @@ class Sigmoid(Layer):
     """1 / (1 + exp(-x)).
 
     Shapes   bottom -> top, same
-    PyTorch  nn.Sigmoid, equal; later Caffe builds compute it through tanh, with an absolute error of 3e-8. ONNX: Sigmoid.
+    PyTorch  nn.Sigmoid, equal; later Caffe builds compute it through tanh, with an absolute error of 3e-8. ONNX:
+             Sigmoid.
     Source   BVLC Caffe 1.0, src/caffe/layers/sigmoid_layer.cpp
     """
 
@@ -245,7 +250,8 @@ class Power(_Function):
 
     Shapes   bottom -> top, same
     Params   power 1, scale 1, shift 0
-    PyTorch  a few elementwise operations, equal; constant for every x, NaN too, where power * scale is 0. ONNX: Mul, Add, Pow.
+    PyTorch  a few elementwise operations, equal; constant for every x, NaN too, where power * scale is 0. ONNX: Mul,
+             Add, Pow.
     Source   BVLC Caffe 1.0, src/caffe/layers/power_layer.cpp
     """
 
@@ -360,7 +366,13 @@ class Dropout(Layer):
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         if self.param.sample_weights_test:
-            return [Quirk(self.key, "SegNet's sample_weights_test keeps dropout active in TEST", "not reproduced: the layer is a copy")]
+            return [
+                Quirk(
+                    self.key,
+                    "SegNet's sample_weights_test keeps dropout active in TEST",
+                    "not reproduced: the layer is a copy",
+                )
+            ]
         return []
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":

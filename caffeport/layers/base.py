@@ -68,7 +68,8 @@ class OpenShape(ShapeError):
 class Layer:
     """Describes one layer of a net. Subclass it and `register` the subclass for a layer type.
 
-    Subclasses state how many bottoms and tops Caffe accepts, name the parameter message that they read (`param_field`) and
+    Subclasses state how many bottoms and tops Caffe accepts, name the parameter message that they read (`param_field`)
+    and
     write the methods below. `self.param` is the layer's own parameter message, `self.spec` its whole LayerParameter,
     `self.stored` the arrays that a weights file holds for it (None without weights).
     """
@@ -81,11 +82,15 @@ class Layer:
     same_shape_bottoms: ClassVar[bool] = False
     fresh: ClassVar[bool] = False  # the module's result is always new memory, so an in-place ReLU may overwrite it
     per_bottom: ClassVar[bool] = False  # the module takes one bottom and is called once for each
-    overwrites: ClassVar[bool] = False  # the module is a plain ReLU, which may work in place where nobody needs its bottom
+    overwrites: ClassVar[bool] = (
+        False  # the module is a plain ReLU, which may work in place where nobody needs its bottom
+    )
     in_place: ClassVar[bool] = True  # False: Caffe aborts, or computes nonsense, when top and bottom are one blob
     batch_independent: ClassVar[bool] = True
     moves: ClassVar[bool] = False  # only moves or selects values (`exact` where that depends on its parameters)
-    noise_floor: ClassVar[float] = 0.0  # absolute difference that two right builds of Caffe may have, for `caffeport.verify`
+    noise_floor: ClassVar[float] = (
+        0.0  # absolute difference that two right builds of Caffe may have, for `caffeport.verify`
+    )
     differentiable: ClassVar[bool] = True
     operator: ClassVar[str] = ""  # ONNX's name of the very same function, where it needs no attributes
     variant: ClassVar[str] = ""  # which fork's layer this is, where one type name means several
@@ -114,7 +119,10 @@ class Layer:
         raise UnsupportedLayer(f"{self}: its class {type(self).__name__} has no module()")
 
     def weights(self, blobs: dict[str, Array]) -> dict[str, Array]:
-        """Caffe's arrays, by Blob.name and in Blob.shape, to state_dict entries. The only place where numbers are rearranged."""
+        """Caffe's arrays, by Blob.name and in Blob.shape, to state_dict entries.
+
+        The only place where numbers are rearranged.
+        """
         return blobs
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
@@ -132,7 +140,7 @@ class Layer:
         return None
 
     def affine_with(self, after: "Layer") -> bool:
-        """Whether `after` is the scale and shift of this normalisation, so that forward may compute both in one call."""
+        """Whether `after` scales and shifts this normalisation, so that forward may compute both in one call."""
         return False
 
     def exact(self) -> bool:
@@ -259,7 +267,11 @@ def layer_class(spec: Message, stored: Sequence[StoredBlob] | None = None) -> ty
         return UnknownData
     if spec.type == "Python":
         hint = f"register a class for it: @caffeport.layers.register({type_name(spec)!r})"
-        raise UnsupportedLayer(f"layer {spec.name!r} (Python, {type_name(spec)}): its code is not part of the file; {hint}")
+        raise UnsupportedLayer(
+            f"layer {spec.name!r} (Python, {type_name(spec)}): its code is not part of the file; {hint}"
+        )
     near = get_close_matches(spec.type, TYPES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"register a class for it: @caffeport.layers.register({spec.type!r})"
+    hint = (
+        f"did you mean {near[0]!r}?" if near else f"register a class for it: @caffeport.layers.register({spec.type!r})"
+    )
     raise UnsupportedLayer(f"layer {spec.name!r} ({spec.type}): nobody describes this type; {hint}")

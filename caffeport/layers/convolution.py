@@ -16,16 +16,22 @@ if TYPE_CHECKING:
 
 
 def per_axis(layer: Layer, param: Message, name: str, rank: int, default: int | None) -> tuple[int, ...]:
-    """A spatial parameter for each of `rank` axes: `name` given never, once or once per axis, or as `name_h` and `name_w`.
+    """A spatial parameter for each of `rank` axes: `name` given never, once or once per axis, or as `name_h` and
+    `name_w`.
 
     A member of a pair that is not given counts as 0 (as in Caffe), so `kernel_h` alone is an error.
     """
     short = "kernel" if name == "kernel_size" else name
     pair = [getattr(param, f"{short}_{side}", 0) for side in "hw"]
     given = list(getattr(param, name))
-    if any(param.HasField(f"{short}_{side}") for side in "hw" if hasattr(param, f"{short}_{side}")) and short != "dilation":
+    if (
+        any(param.HasField(f"{short}_{side}") for side in "hw" if hasattr(param, f"{short}_{side}"))
+        and short != "dilation"
+    ):
         if given or rank != 2:
-            raise ShapeError(f"{layer}: {short}_h and {short}_w go with 2 spatial axes and without {name}; here are {rank} axes")
+            raise ShapeError(
+                f"{layer}: {short}_h and {short}_w go with 2 spatial axes and without {name}; here are {rank} axes"
+            )
         return tuple(pair)
     if len(given) not in (0, 1, rank):
         raise ShapeError(f"{layer}: {name} is given {len(given)} times for {rank} spatial axes")
@@ -64,7 +70,9 @@ class Convolutional(Layer):
         elif self.param.HasField("hole"):
             dilation = (self.param.hole,) * rank
         if any(k < 1 for k in kernel) or any(s < 1 for s in stride):
-            raise ShapeError(f"{self}: kernel {text(kernel)} and stride {text(stride)} must be at least 1 on every axis")
+            raise ShapeError(
+                f"{self}: kernel {text(kernel)} and stride {text(stride)} must be at least 1 on every axis"
+            )
         return kernel, stride, pad, dilation
 
     def sizes(self, spatial: Shape) -> Shape:
@@ -74,26 +82,35 @@ class Convolutional(Layer):
         for i, k, s, p, d in zip(spatial, kernel, stride, pad, dilation, strict=True):
             out.append(None if i is None else self.size(i, k, s, p, d))
         if any(n is not None and n < 1 for n in out):
-            raise ShapeError(f"{self}: input of {text(spatial)} is too small for kernel {text(kernel)} with pad {text(pad)}")
+            raise ShapeError(
+                f"{self}: input of {text(spatial)} is too small for kernel {text(kernel)} with pad {text(pad)}"
+            )
         return tuple(out)
 
     def size(self, size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:
-        """Number of windows along one axis. Divides as C does: a kernel one larger than the input still gives one window."""
+        """Number of windows along one axis.
+
+        Divides as C does: a kernel one larger than the input still gives one window.
+        """
         return int((size + 2 * pad - (dilation * (kernel - 1) + 1)) / stride) + 1
 
     def refuse_fused(self) -> None:
         """Intel's fused nets hide a ReLU or a sum in the convolution."""
         for name in ("relu", "coeff"):
             if getattr(self.param, name):
-                raise UnsupportedLayer(f"{self}: {name} is set: a layer of Intel's Caffe with another one fused in; use the unfused net")
+                raise UnsupportedLayer(
+                    f"{self}: {name} is set: a layer of Intel's Caffe with another one fused in; use the unfused net"
+                )
 
 
 @register("Convolution", "CONVOLUTION3D")
 class Convolution(Convolutional):
     """Cross-correlation with zero padding, in any number of dimensions.
 
-    Shapes   bottoms (N.., C, spatial..) -> tops (N.., num_output, spatial..), (i + 2 pad - dilation (k-1) - 1) // stride + 1 each
-    Params   num_output; kernel_size, stride 1, pad 0, dilation 1 (pixels; once, or once per axis, or _h and _w); group 1;
+    Shapes   bottoms (N.., C, spatial..) -> tops (N.., num_output, spatial..), (i + 2 pad - dilation (k-1) - 1) //
+             stride + 1 each
+    Params   num_output; kernel_size, stride 1, pad 0, dilation 1 (pixels; once, or once per axis, or _h and _w); group
+             1;
              bias_term true; axis 1: the channel axis, all before it is batch
     Blobs    weight (num_output, C / group, kernel..), bias (num_output)
     Raises   ShapeError: channels do not divide by group, input smaller than the kernel, half-given pairs
@@ -142,7 +159,10 @@ class Convolution(Convolutional):
         kernel, stride, pad, dilation = self.window(rank)
         channels, outputs, bias = self.channels(bottoms), self.outputs(bottoms), bool(self.param.bias_term)
         group = self.groups(bottoms)
-        fits = all(i is None or i + 2 * p >= d * (k - 1) + 1 for i, k, p, d in zip(bottoms[0][axis + 1 :], kernel, pad, dilation, strict=True))
+        fits = all(
+            i is None or i + 2 * p >= d * (k - 1) + 1
+            for i, k, p, d in zip(bottoms[0][axis + 1 :], kernel, pad, dilation, strict=True)
+        )
         if axis == 1 and 1 <= rank <= 3 and fits and all(dilation):
             stock = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
             return stock(channels, outputs, kernel, stride, pad, dilation, group, bias)  # type: ignore[arg-type]
@@ -162,7 +182,13 @@ class Convolution(Convolutional):
         found = []
         for i, k, p, d in zip(bottoms[0][axis + 1 :], kernel, pad, dilation, strict=True):
             if i is not None and i + 2 * p < d * (k - 1) + 1:
-                found.append(Quirk(self.key, "the kernel is larger than the padded input and still gives one output", "computed with zeros outside"))
+                found.append(
+                    Quirk(
+                        self.key,
+                        "the kernel is larger than the padded input and still gives one output",
+                        "computed with zeros outside",
+                    )
+                )
         return found[:1]
 
     def pads(self, spatial: Shape) -> Shape:
@@ -202,7 +228,8 @@ class Convolution(Convolutional):
 class Deconvolution(Convolution):
     """Transposed convolution.
 
-    Shapes   bottoms (N, C, spatial..) -> tops (N, num_output, spatial..), stride (i-1) + dilation (k-1) + 1 - 2 pad each
+    Shapes   bottoms (N, C, spatial..) -> tops (N, num_output, spatial..), stride (i-1) + dilation (k-1) + 1 - 2 pad
+             each
     Params   as Convolution; num_output counts output channels
     Blobs    weight (C, num_output / group, kernel..), bias (num_output)
     Raises   ShapeError: as Convolution; an output below 1

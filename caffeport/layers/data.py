@@ -86,7 +86,12 @@ class ImageData(DataLayer):
     def first(self) -> Shape:
         size = self.cropped()
         channels = 3 if self.param.is_color else 1
-        return (self.param.batch_size or None, channels, size or self.param.new_height or None, size or self.param.new_width or None)
+        return (
+            self.param.batch_size or None,
+            channels,
+            size or self.param.new_height or None,
+            size or self.param.new_width or None,
+        )
 
 
 @register("MemoryData")
@@ -139,7 +144,10 @@ class WindowData(DataLayer):
 
 
 class UnknownData(HDF5Data):
-    """A layer without bottoms whose type nobody describes: a data source of a fork, or in Python. Its tops are inputs; no code is imported."""
+    """A layer without bottoms whose type nobody describes: a data source of a fork, or in Python.
+
+    Its tops are inputs; no code is imported.
+    """
 
 
 @register("HDF5Output")
@@ -171,7 +179,8 @@ class DummyData(Layer):
     """Constant blobs.
 
     Shapes   no bottom -> tops of the given shapes
-    Params   shape, or the old num, channels, height, width: once, or once for each top; data_filler: none (0), one, or one for each top
+    Params   shape, or the old num, channels, height, width: once, or once for each top; data_filler: none (0), one, or
+             one for each top
     Raises   UnsupportedLayer: a random filler, which Caffe draws anew at each run: make the layer an Input
     PyTorch  a constant buffer. ONNX: an initializer.
     Source   BVLC Caffe 1.0, src/caffe/layers/dummy_data_layer.cpp
@@ -206,12 +215,19 @@ class DummyData(Layer):
 
         fillers = list(self.param.data_filler)
         if any(filler.type != "constant" for filler in fillers):
-            raise UnsupportedLayer(f"{self}: a filler draws random numbers at each run; make it an Input layer and feed the numbers")
+            raise UnsupportedLayer(
+                f"{self}: a filler draws random numbers at each run; make it an Input layer and feed the numbers"
+            )
         values = [filler.value for filler in fillers] or [0.0]
         values = values if len(values) == len(self.spec.top) else values * len(self.spec.top)
-        return Constant([np.full(shape, value, np.float32) for shape, value in zip(self.tops(bottoms), values, strict=True)])
+        return Constant(
+            [np.full(shape, value, np.float32) for shape, value in zip(self.tops(bottoms), values, strict=True)]
+        )
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         values = [filler.value for filler in self.param.data_filler] or [0.0]
         values = values if len(values) == len(self.spec.top) else values * len(self.spec.top)
-        return [graph.constant(np.full(shape, value, np.float32)) for shape, value in zip(self.tops([]), values, strict=True)]
+        return [
+            graph.constant(np.full(shape, value, np.float32))
+            for shape, value in zip(self.tops([]), values, strict=True)
+        ]

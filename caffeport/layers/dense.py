@@ -41,7 +41,11 @@ class InnerProduct(Layer):
     def blobs(self, bottoms: list[Shape]) -> list[Blob]:
         sizes = (self.param.num_output, self.inputs(bottoms))
         weight = Blob("weight", sizes[::-1] if self.param.transpose else sizes, self.param.weight_filler)
-        return [weight, Blob("bias", (self.param.num_output,), self.param.bias_filler)] if self.param.bias_term else [weight]
+        return (
+            [weight, Blob("bias", (self.param.num_output,), self.param.bias_filler)]
+            if self.param.bias_term
+            else [weight]
+        )
 
     def flatten_from(self) -> int | None:
         return int(self.param.axis)
@@ -95,7 +99,11 @@ class Embed(Layer):
 
     def blobs(self, bottoms: list[Shape]) -> list[Blob]:
         weight = Blob("weight", (self.param.input_dim, self.param.num_output), self.param.weight_filler)
-        return [weight, Blob("bias", (self.param.num_output,), self.param.bias_filler)] if self.param.bias_term else [weight]
+        return (
+            [weight, Blob("bias", (self.param.num_output,), self.param.bias_filler)]
+            if self.param.bias_term
+            else [weight]
+        )
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from ..modules.dense import Embed as Module

@@ -62,7 +62,13 @@ class Eltwise(Layer):
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         if self.loses_first:
-            return [Quirk(self.key, "in place, Caffe clears the first bottom before it adds", "reproduced: the first bottom does not count")]
+            return [
+                Quirk(
+                    self.key,
+                    "in place, Caffe clears the first bottom before it adds",
+                    "reproduced: the first bottom does not count",
+                )
+            ]
         return []
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
@@ -72,7 +78,9 @@ class Eltwise(Layer):
         if self.param.operation == MAX:
             return [graph.call("Max", *terms)]
         coeff = (list(self.param.coeff) or [1.0] * len(bottoms))[self.loses_first :]
-        terms = [x if c == 1 else graph.call("Mul", x, graph.constant(c)) for x, c in zip(terms, coeff, strict=True) if c]
+        terms = [
+            x if c == 1 else graph.call("Mul", x, graph.constant(c)) for x, c in zip(terms, coeff, strict=True) if c
+        ]
         if not terms:
             return [graph.filled_like(bottoms[0], 0.0)]
         return [graph.call("Add" if len(terms) == 2 else "Sum", *terms)]

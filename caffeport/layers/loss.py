@@ -74,7 +74,7 @@ class _NormalizedLoss(_Loss):
         if foreign:
             raise UnsupportedLayer(
                 f"{self}: loss_param has {', '.join(foreign)}, which only a fork knows and only training needs; "
-                "remove the field, or this layer"
+                "use the deploy net, or `caffeport convert`, which cuts it"
             )
         return super().tops(bottoms)
 

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 class LRN(Layer):
     """Divide each value by the energy of its neighbours: along the channels, or in a window of the plane.
 
-    y = x / (k + alpha / n * sum(x^2)) ^ beta over n channels; WITHIN_CHANNEL: x / (1 + alpha / n^2 * sum(x^2)) ^ beta over n x n pixels
+    y = x / (k + alpha / n * sum(x^2)) ^ beta over n channels; WITHIN_CHANNEL: x / (1 + alpha / n^2 * sum(x^2)) ^ beta
+    over n x n pixels
 
     Shapes   bottom (N, C, H, W) -> top, same
     Params   local_size 5 (n, odd), alpha 1, beta 0.75, k 1; norm_region ACROSS_CHANNELS
     Raises   ShapeError: local_size is even, not 4 axes
-    PyTorch  nn.LocalResponseNorm, equal; own module within a channel, where k is not used. ONNX: LRN; composed within a channel.
+    PyTorch  nn.LocalResponseNorm, equal; own module within a channel, where k is not used. ONNX: LRN; composed within
+             a channel.
     Source   BVLC Caffe 1.0, src/caffe/layers/lrn_layer.cpp
     """
 
@@ -53,9 +55,21 @@ class LRN(Layer):
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         found = []
         if self.within:
-            found.append(Quirk(self.key, "within a channel alpha is divided by n^2 and k is not used", "own module; a cuDNN build of Caffe uses k"))
+            found.append(
+                Quirk(
+                    self.key,
+                    "within a channel alpha is divided by n^2 and k is not used",
+                    "own module; a cuDNN build of Caffe uses k",
+                )
+            )
         elif self.spec.bottom[0] == self.spec.top[0]:
-            found.append(Quirk(self.key, "in place, Caffe on a CPU loses x and gives (k + ...)^(-2 beta)", "reproduced; Caffe on a GPU does not"))
+            found.append(
+                Quirk(
+                    self.key,
+                    "in place, Caffe on a CPU loses x and gives (k + ...)^(-2 beta)",
+                    "reproduced; Caffe on a GPU does not",
+                )
+            )
         return found
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
@@ -101,9 +115,17 @@ class BatchNorm(Layer):
     def layout(self) -> tuple[str, ...]:
         """Names of the stored arrays in order; forks that keep scale and bias here have five."""
         count = len(self.stored) if self.stored is not None else 5 if self.param.scale_bias else 3
-        if count == 5 and self.stored is not None and np.prod(self.stored[4].shape) == 1 != np.prod(self.stored[2].shape):
+        if (
+            count == 5
+            and self.stored is not None
+            and np.prod(self.stored[4].shape) == 1 != np.prod(self.stored[2].shape)
+        ):
             return ("weight", "bias", "mean", "variance", "factor")  # NVIDIA 0.15
-        return ("mean", "variance", "factor", "weight", "bias")[:count] if count in (4, 5) else ("mean", "variance", "factor")
+        return (
+            ("mean", "variance", "factor", "weight", "bias")[:count]
+            if count in (4, 5)
+            else ("mean", "variance", "factor")
+        )
 
     @property
     def batch_statistics(self) -> bool:
@@ -114,7 +136,10 @@ class BatchNorm(Layer):
         stored = self.stored_shape(0, 1)
         channels = self.known(bottoms[0][1], stored[0] if stored else None, "its number of channels")
         ones = constant(1.0)
-        return [Blob(name, (1,) if name == "factor" else (channels,), ones if name == "weight" else constant(0.0)) for name in self.layout]
+        return [
+            Blob(name, (1,) if name == "factor" else (channels,), ones if name == "weight" else constant(0.0))
+            for name in self.layout
+        ]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
@@ -156,9 +181,26 @@ class BatchNorm(Layer):
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         found = []
         if self.batch_statistics and len(self.layout) == 3:
-            found.append(Quirk(self.key, "use_global_stats: false: the statistics of the batch, also in TEST", "own module without stored statistics"))
-        elif self.stored and self.layout[:3] == ("mean", "variance", "factor") and len(self.stored) == 3 and not self.stored[2].array.any():
-            found.append(Quirk(self.key, "the stored factor is 0: mean and variance count as 0, x is divided by sqrt(eps)", "as Caffe; the net is probably untrained or badly converted"))
+            found.append(
+                Quirk(
+                    self.key,
+                    "use_global_stats: false: the statistics of the batch, also in TEST",
+                    "own module without stored statistics",
+                )
+            )
+        elif (
+            self.stored
+            and self.layout[:3] == ("mean", "variance", "factor")
+            and len(self.stored) == 3
+            and not self.stored[2].array.any()
+        ):
+            found.append(
+                Quirk(
+                    self.key,
+                    "the stored factor is 0: mean and variance count as 0, x is divided by sqrt(eps)",
+                    "as Caffe; the net is probably untrained or badly converted",
+                )
+            )
         return found
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
@@ -199,7 +241,8 @@ class _Affine(Layer):
             axis = self.axis(self.param.axis, shape)
             if not compatible(shape[axis : axis + len(other)], other):
                 raise ShapeError(
-                    f"{self}: bottom {self.spec.bottom[1]!r} of shape {text(other)} does not fit {text(shape)} from axis {axis} on"
+                    f"{self}: bottom {self.spec.bottom[1]!r} of shape {text(other)} does not fit {text(shape)} "
+                    f"from axis {axis} on"
                 )
             return axis, len(other)
         number = self.param.num_axes
@@ -216,7 +259,9 @@ class _Affine(Layer):
         axis, number = self.span(bottoms)
         stored = self.stored_shape(0, number) or (None,) * number
         sizes = bottoms[0][axis : axis + number]
-        return tuple(self.known(size, there, "the size of its array") for size, there in zip(sizes, stored, strict=True))
+        return tuple(
+            self.known(size, there, "the size of its array") for size, there in zip(sizes, stored, strict=True)
+        )
 
 
 @register("Scale")
@@ -236,7 +281,11 @@ class Scale(_Affine):
     def blobs(self, bottoms: list[Shape]) -> list[Blob]:
         learned = []
         if len(bottoms) == 1:
-            learned.append(Blob("weight", self.shape(bottoms), self.param.filler if self.param.HasField("filler") else constant(1.0)))
+            learned.append(
+                Blob(
+                    "weight", self.shape(bottoms), self.param.filler if self.param.HasField("filler") else constant(1.0)
+                )
+            )
         if self.param.bias_term:
             learned.append(Blob("bias", self.shape(bottoms), self.param.bias_filler))
         return learned
@@ -254,8 +303,14 @@ class Scale(_Affine):
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         if len(bottoms) == 2:
-            axis, number = self.span(bottoms)
-            return [Quirk(self.key, f"the second bottom, {text(bottoms[1])}, is the scale, laid from axis {axis} on", "reshaped, then multiplied; no broadcasting")]
+            axis, _ = self.span(bottoms)
+            return [
+                Quirk(
+                    self.key,
+                    f"the second bottom, {text(bottoms[1])}, is the scale, laid from axis {axis} on",
+                    "reshaped, then multiplied; no broadcasting",
+                )
+            ]
         return []
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":

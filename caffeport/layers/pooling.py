@@ -19,7 +19,9 @@ MAX, AVE, STOCHASTIC = range(3)
 LOWEST = -3.4028234663852886e38  # -FLT_MAX, where Caffe's maximum starts
 
 
-def pooled_sizes(spatial: Shape, kernel: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...], floor: bool) -> Shape:
+def pooled_sizes(
+    spatial: Shape, kernel: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...], floor: bool
+) -> Shape:
     """`pooled_size` of every axis; open axes stay open."""
     axes = zip(spatial, kernel, stride, pad, strict=True)
     return tuple(None if i is None else pooled_size(i, k, s, p, any(pad), floor) for i, k, s, p in axes)
@@ -29,11 +31,15 @@ def pooled_sizes(spatial: Shape, kernel: tuple[int, ...], stride: tuple[int, ...
 class Pooling(Layer):
     """Largest or average value of each window.
 
-    Shapes   bottom (N, C, H, W) -> top (N, C, oh, ow) [, mask of the same shape for MAX]; sizes by `pooled_size`, rounded up
-    Params   pool MAX | AVE | STOCHASTIC; kernel_size or kernel_h and kernel_w, stride 1, pad 0 (pixels); global_pooling; round_mode CEIL
+    Shapes   bottom (N, C, H, W) -> top (N, C, oh, ow) [, mask of the same shape for MAX]; sizes by `pooled_size`,
+             rounded up
+    Params   pool MAX | AVE | STOCHASTIC; kernel_size or kernel_h and kernel_w, stride 1, pad 0 (pixels);
+             global_pooling; round_mode CEIL
     Raises   ShapeError: pad not below the kernel, half-given pairs, not 4 axes. UnsupportedLayer: STOCHASTIC
-    PyTorch  rounds up, keeps windows that lie outside the image when pad is 0, divides an average by the window clipped at image + pad;
-             nn.MaxPool2d and nn.AvgPool2d with ceil_mode where they agree, own module elsewhere. ONNX: MaxPool, AveragePool.
+    PyTorch  rounds up, keeps windows that lie outside the image when pad is 0, divides an average by the window
+             clipped at image + pad;
+             nn.MaxPool2d and nn.AvgPool2d with ceil_mode where they agree, own module elsewhere. ONNX: MaxPool,
+             AveragePool.
     Source   BVLC Caffe 1.0, src/caffe/layers/pooling_layer.cpp
     """
 
@@ -50,10 +56,18 @@ class Pooling(Layer):
             pair = [p.HasField(f"{short}_{side}") for side in "hw"]
             if any(pair) and (p.HasField(name) or not all(pair)):
                 raise ShapeError(f"{self}: give either {name} or both {short}_h and {short}_w")
-            sizes.append((getattr(p, f"{short}_h"), getattr(p, f"{short}_w")) if all(pair) else ((getattr(p, name) or default),) * rank)
+            sizes.append(
+                (getattr(p, f"{short}_h"), getattr(p, f"{short}_w"))
+                if all(pair)
+                else ((getattr(p, name) or default),) * rank
+            )
         kernel, stride, pad = sizes
         if p.global_pooling:
-            if any(p.HasField(name) for name in ("kernel_size", "kernel_h", "kernel_w")) or any(pad) or any(s != 1 for s in stride):
+            if (
+                any(p.HasField(name) for name in ("kernel_size", "kernel_h", "kernel_w"))
+                or any(pad)
+                or any(s != 1 for s in stride)
+            ):
                 raise ShapeError(f"{self}: global_pooling goes without kernel, stride and pad")
             return (), stride, pad
         if not all(kernel) or not all(stride):
@@ -98,7 +112,9 @@ class Pooling(Layer):
         if mask:
             return MaxPoolMask(kernel, stride, pad, self.floor)
         # torch refuses a pad above half the kernel, and never places a window outside the image
-        if any(p > k // 2 for p, k in zip(pad, kernel, strict=True)) or (not any(pad) and any(s > k for s, k in zip(stride, kernel, strict=True))):
+        if any(p > k // 2 for p, k in zip(pad, kernel, strict=True)) or (
+            not any(pad) and any(s > k for s, k in zip(stride, kernel, strict=True))
+        ):
             return Pool("max" if method == MAX else "average", kernel, stride, pad, self.floor)
         stock = nn.MaxPool2d if method == MAX else nn.AvgPool2d
         return stock(_pair(kernel), _pair(stride), _pair(pad), ceil_mode=not self.floor)
@@ -120,12 +136,20 @@ class Pooling(Layer):
                 continue
             n = pooled_size(i, k, s, p, any(pad), self.floor)
             if any(pad) and not self.floor and n < math.ceil((i + 2 * p - k) / s) + 1:
-                add("the last window would start beyond image + pad and is clipped away", "ceil_mode with the same rule")
+                add(
+                    "the last window would start beyond image + pad and is clipped away", "ceil_mode with the same rule"
+                )
             if (n - 1) * s - p >= i:
-                add("the last window lies outside the image and is empty", "kept, as in Caffe: -3.4e38 for MAX, NaN or 0 for AVE")
+                add(
+                    "the last window lies outside the image and is empty",
+                    "kept, as in Caffe: -3.4e38 for MAX, NaN or 0 for AVE",
+                )
             elif (n - 1) * s - p + k > i + p:
                 if self.param.pool == AVE:
-                    add("the last average overhangs the padded image", "divided by the part inside; a cuDNN build of Caffe may divide by all")
+                    add(
+                        "the last average overhangs the padded image",
+                        "divided by the part inside; a cuDNN build of Caffe may divide by all",
+                    )
                 else:
                     add("sizes round up: the last window overhangs the padded image", "ceil_mode")
         return found
@@ -179,12 +203,20 @@ class Pooling(Layer):
 
 
 def padded_pool(
-    graph: "OnnxGraph", x: "OnnxValue", largest: bool, kernel: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...], floor: bool
+    graph: "OnnxGraph",
+    x: "OnnxValue",
+    largest: bool,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    pad: tuple[int, ...],
+    floor: bool,
 ) -> "OnnxValue":
-    """Pooling in ONNX with windows outside of the image: pads first, and divides an average by each window's own size."""
+    """Pooling in ONNX with windows outside of the image: pads first, divides averages by each window's own size."""
     spatial = x.shape[2:]
     if None in spatial:
-        raise graph.refuse("its last window may lie outside the image, which ONNX can say for a fixed height and width only")
+        raise graph.refuse(
+            "its last window may lie outside the image, which ONNX can say for a fixed height and width only"
+        )
     after, extents = [], []
     for i, k, s, p in zip(spatial, kernel, stride, pad, strict=True):
         n = pooled_size(i, k, s, p, any(pad), floor)  # type: ignore[arg-type]
@@ -232,7 +264,9 @@ class SPP(Layer):
             for level in range(height if size is not None else 0):
                 kernel, pad = spp_window(size, 2**level)  # type: ignore[arg-type]
                 if pad >= kernel:
-                    raise ShapeError(f"{self}: a map of {text(shape[2:])} is too small for level {level} ({2**level} bins a side)")
+                    raise ShapeError(
+                        f"{self}: a map of {text(shape[2:])} is too small for level {level} ({2**level} bins a side)"
+                    )
         channels = shape[1]
         if height == 1:
             return [(*shape[:2], 1, 1)]

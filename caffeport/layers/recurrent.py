@@ -101,7 +101,7 @@ class LSTM(_Recurrent):
     Params   num_output H; expose_hidden false: true for the states in brackets; weight_filler, bias_filler constant 0
     Blobs    weight_x (4H, D), bias (4H) [, weight_static (4H, S)], weight_h (4H, H); rows in the order i, f, o, g
     Raises   ShapeError: num_output is 0, axes or streams of the bottoms do not fit
-    PyTorch  torch.lstm, rows reordered, where cont is 1 after the first step and nothing is static; a loop otherwise.
+    PyTorch  torch.lstm, rows reordered, where cont is 1 after the first step and nothing is static; or else a loop.
              ONNX: LSTM (rows i, o, f, g) in the same cases, or unrolled.
     Source   BVLC Caffe 1.0, src/caffe/layers/lstm_layer.cpp, recurrent_layer.cpp
     """
@@ -124,8 +124,7 @@ class RNN(_Recurrent):
     Params   num_output H; expose_hidden false: true for the states in brackets; weight_filler, bias_filler constant 0
     Blobs    weight_x (H, D), bias (H) [, weight_static (H, S)], weight_h (H, H), weight_y (H, H), bias_y (H)
     Raises   ShapeError: num_output is 0, axes or streams of the bottoms do not fit
-    PyTorch  torch.rnn_tanh, then linear and tanh, in the same cases as LSTM; a loop otherwise.
-             ONNX: RNN, MatMul, Add, Tanh.
+    PyTorch  a loop; torch.rnn_tanh with a Linear and a tanh is no faster. ONNX: RNN, MatMul, Add, Tanh, or unrolled.
     Source   BVLC Caffe 1.0, src/caffe/layers/rnn_layer.cpp, recurrent_layer.cpp
     """
 

@@ -1,5 +1,6 @@
 """Layers that move, cut, join or count values."""
 
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ class Flatten(_View):
 
     Shapes   bottom (a.., b.., c..) -> top (a.., prod(b), c..)
     Params   axis 1, end_axis -1 (inclusive)
-    PyTorch  torch.flatten, equal; shares memory, so a later in-place layer changes the bottom too. ONNX: Flatten or Reshape.
+    PyTorch  torch.flatten, equal; shares memory, so a later in-place layer changes the bottom too. ONNX: Flatten or
+             Reshape.
     Source   BVLC Caffe 1.0, src/caffe/layers/flatten_layer.cpp
     """
 
@@ -38,7 +40,9 @@ class Flatten(_View):
         shape = bottoms[0]
         start, end = self.axis(self.param.axis, shape), self.axis(self.param.end_axis, shape) + 1
         if end < start:
-            raise ShapeError(f"{self}: end_axis {self.param.end_axis} lies before axis {self.param.axis} of {text(shape)}")
+            raise ShapeError(
+                f"{self}: end_axis {self.param.end_axis} lies before axis {self.param.axis} of {text(shape)}"
+            )
         return [(*shape[:start], count(shape[start:end]), *shape[end:])]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
@@ -148,9 +152,12 @@ class Concat(Layer):
         axis = self.joined(first)
         shape = list(first)
         for name, other in zip(self.spec.bottom, bottoms, strict=True):
-            if len(other) != len(first) or not compatible((*first[:axis], *first[axis + 1 :]), (*other[:axis], *other[axis + 1 :])):
+            if len(other) != len(first) or not compatible(
+                (*first[:axis], *first[axis + 1 :]), (*other[:axis], *other[axis + 1 :])
+            ):
                 raise ShapeError(
-                    f"{self}: bottoms must agree but for axis {axis}; {self.spec.bottom[0]!r} is {text(first)}, {name!r} is {text(other)}"
+                    f"{self}: bottoms must agree but for axis {axis}; {self.spec.bottom[0]!r} is {text(first)}, "
+                    f"{name!r} is {text(other)}"
                 )
             shape = list(merged((*shape[:axis], None, *shape[axis + 1 :]), (*other[:axis], None, *other[axis + 1 :])))
         sizes = [bottom[axis] for bottom in bottoms]
@@ -201,7 +208,7 @@ class Slice(Layer):
         if len(points) != parts - 1:
             raise ShapeError(f"{self}: {parts} tops need {parts - 1} slice points, not {len(points)}")
         edges = [0, *points]
-        if any(b <= a for a, b in zip(edges, edges[1:], strict=False)) or (size is not None and points[-1] >= size):
+        if any(b <= a for a, b in pairwise(edges)) or (size is not None and points[-1] >= size):
             raise ShapeError(f"{self}: slice points {points} must rise from above 0 to below {size}")
         inner: list[int | None] = [b - a for a, b in zip(edges, points, strict=False)]
         return [*inner, None if size is None else size - points[-1]]
@@ -256,7 +263,10 @@ class Crop(Layer):
             raise ShapeError(f"{self}: reference {text(reference)} has fewer axes than {text(shape)}")
         for size, wanted, offset in zip(shape[axis:], reference[axis:], offsets, strict=False):
             if size is not None and wanted is not None and offset + wanted > size:
-                raise ShapeError(f"{self}: {wanted} values from offset {offset} on exceed {size}: {text(shape)} cropped to {text(reference)}")
+                raise ShapeError(
+                    f"{self}: {wanted} values from offset {offset} on exceed {size}: {text(shape)} cropped to "
+                    f"{text(reference)}"
+                )
         return [(*shape[:axis], *reference[axis : len(shape)])]
 
     def offsets(self, number: int) -> tuple[int, ...]:
@@ -395,7 +405,8 @@ class ArgMax(Layer):
     Shapes   bottom (N, ...) -> top (N, 1 or 2, top_k, ..) with at least 3 axes; with axis: that axis becomes top_k
     Params   top_k 1; out_max_val false: with the values (without axis), or the values instead (with axis); axis: none
     Raises   ShapeError: top_k is 0 or above the number of values
-    PyTorch  torch.argmax and topk take the first of equal values, Caffe the last. ONNX: ArgMax with select_last_index, TopK.
+    PyTorch  torch.argmax and topk take the first of equal values, Caffe the last. ONNX: ArgMax with select_last_index,
+             TopK.
     Source   BVLC Caffe 1.0, src/caffe/layers/argmax_layer.cpp
     """
 
@@ -424,7 +435,9 @@ class ArgMax(Layer):
         return Module(self.param.top_k, bool(self.param.out_max_val), axis)
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
-        return [Quirk(self.key, "of equal values the last index comes first; torch and ONNX take the first", "own module")]
+        return [
+            Quirk(self.key, "of equal values the last index comes first; torch and ONNX take the first", "own module")
+        ]
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         (x,), p = bottoms, self.param
@@ -500,7 +513,9 @@ class Filter(Layer):
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         *data, selector = bottoms
         if len(self.spec.top) != len(data):
-            raise ShapeError(f"{self}: {len(data)} bottoms before the selector need as many tops, not {len(self.spec.top)}")
+            raise ShapeError(
+                f"{self}: {len(data)} bottoms before the selector need as many tops, not {len(self.spec.top)}"
+            )
         if any(n not in (1, None) for n in selector[1:]):
             raise ShapeError(f"{self}: the selector must have one value an item, it is {text(selector)}")
         for name, shape in zip(self.spec.bottom, data, strict=False):

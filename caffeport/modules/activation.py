@@ -10,7 +10,11 @@ class _Elementwise(nn.Module):
     """Holds a few numbers and prints them."""
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value:g}" for name, value in vars(self).items() if isinstance(value, int | float) and name != "training")
+        return ", ".join(
+            f"{name}={value:g}"
+            for name, value in vars(self).items()
+            if isinstance(value, int | float) and name != "training"
+        )
 
 
 class AbsVal(nn.Module):

@@ -25,7 +25,7 @@ def overlap(a: Tensor, b: Tensor, extra: float, least: float) -> Tensor:
 def front(mask: Tensor, *rows: Tensor) -> list[Tensor]:
     """Move what `mask` (G, M) marks to the front of each row, in order, and cut to the longest; rows are (..., G, M), the mask comes first."""
     longest = int(mask.sum(1).max()) if mask.numel() else 0
-    order = (~mask).to(torch.uint8).argsort(1, stable=True)[:, :longest]
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
     return [x.gather(-1, order.expand(*x.shape[:-2], *order.shape)) for x in (mask, *rows)]
 
 

@@ -15,7 +15,9 @@ def folded(x: Tensor, axis: int) -> tuple[Tensor, tuple[int, ...]]:
     return x.reshape(prod(batch), *x.shape[axis:]), batch
 
 
-def conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, pad: Sizes, dilation: Sizes, group: int) -> Tensor:
+def conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, pad: Sizes, dilation: Sizes, group: int
+) -> Tensor:
     """N-D cross-correlation, x (N, C, spatial..). A window that starts inside the padded input may hang over its end.
 
     A dilation of 0 makes every tap read the same place, as in Caffe.
@@ -42,8 +44,10 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, pad: Siz
     return conv_nd(x, weight, bias, stride, pad, dilation, group)
 
 
-def conv_nd(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, pad: Sizes, dilation: Sizes, group: int) -> Tensor:
-    """Cross-correlation in more than 3 dimensions: a sum over the taps of the first axis, each of one dimension less."""
+def conv_nd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, pad: Sizes, dilation: Sizes, group: int
+) -> Tensor:
+    """Cross-correlation in more than 3 dimensions: a sum over the first axis' taps, each of one dimension less."""
     x = F.pad(x, (0, 0) * (x.dim() - 3) + (pad[0], pad[0]))
     windows = (x.shape[2] - dilation[0] * (weight.shape[2] - 1) - 1) // stride[0] + 1
     total: Tensor | None = None
@@ -63,7 +67,16 @@ class _Conv(nn.Module):
     """Weights and geometry of a convolution over any axes."""
 
     def __init__(
-        self, channels: int, outputs: int, kernel: Sizes, stride: Sizes, pad: Sizes, dilation: Sizes, group: int, bias: bool, axis: int = 1
+        self,
+        channels: int,
+        outputs: int,
+        kernel: Sizes,
+        stride: Sizes,
+        pad: Sizes,
+        dilation: Sizes,
+        group: int,
+        bias: bool,
+        axis: int = 1,
     ) -> None:
         super().__init__()
         first = self._first(channels, outputs, group)
@@ -76,7 +89,9 @@ class _Conv(nn.Module):
         return outputs, channels // group
 
     def extra_repr(self) -> str:
-        return f"weight={tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}, axis={self.axis}"
+        shape = tuple(self.weight.shape)
+        window = f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+        return f"weight={shape}, {window}, groups={self.groups}, axis={self.axis}"
 
     def _one(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -105,7 +120,9 @@ class LooseConvTranspose(_Conv):
         rank = x.dim() - 2
         if rank == 0:
             n, g = x.shape[0], self.groups
-            y = torch.einsum("ngc,gco->ngo", x.reshape(n, g, -1), self.weight.reshape(g, -1, self.weight.shape[1])).reshape(n, -1)
+            y = torch.einsum(
+                "ngc,gco->ngo", x.reshape(n, g, -1), self.weight.reshape(g, -1, self.weight.shape[1])
+            ).reshape(n, -1)
             return y if self.bias is None else y + self.bias
         function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
         return function(x, self.weight, self.bias, self.stride, self.padding, 0, self.groups, self.dilation)

@@ -105,7 +105,7 @@ def candidates(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     table[row, place] = scores[row, column]
     columns = column.new_zeros(table.shape)
     columns[row, place] = column
-    table, order = table.sort(1, descending=True, stable=True)
+    table, order = table.sort(dim=1, descending=True, stable=True)
     return table, columns.gather(1, order)
 
 
@@ -135,8 +135,9 @@ class DetectionOutput(nn.Module):
         eta: float,
         top_k: int,
         keep_top_k: int,
-        objectness: float,
+        objectness: float | None,
     ) -> None:
+        """objectness: RefineDet's threshold; None: SSD, where further bottoms are not read."""
         super().__init__()
         self.classes, self.shared, self.background = classes, shared, background
         self.code, self.variance_in_target = code, variance_in_target
@@ -166,7 +167,7 @@ class DetectionOutput(nn.Module):
                 delta = step.reshape(images, count, -1, 4)
                 boxes = decoded(boxes, delta if self.variance_in_target else delta * variance, self.code)  # (N, P, L, 4)
         scores = conf.reshape(images, count, self.classes)
-        if first_conf is not None:
+        if first_conf is not None and self.objectness is not None:
             absent = first_conf.reshape(images, count, 2)[:, :, 1:] < self.objectness
             nothing = torch.arange(self.classes, device=conf.device) == self.background
             scores = torch.where(absent, nothing.to(scores.dtype), scores)
@@ -181,7 +182,7 @@ class DetectionOutput(nn.Module):
         box = boxes[image[:, None], prior_index, torch.zeros_like(label)[:, None] if self.shared else label[:, None]]  # (G, M, 4)
         keep = nms(box.permute(2, 0, 1).contiguous(), score > float("-inf"), self.nms_threshold, eta=self.eta)
         if self.keep_top_k > -1:
-            best = torch.where(keep, score, float("-inf")).reshape(images, -1).argsort(1, descending=True, stable=True)
+            best = torch.where(keep, score, float("-inf")).reshape(images, -1).argsort(dim=1, descending=True, stable=True)
             among = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best[:, : self.keep_top_k], True)
             keep = keep & among.reshape(keep.shape)
         group, rank = keep.nonzero(as_tuple=True)
@@ -247,7 +248,7 @@ def yolo_rows(box: Tensor, score: Tensor, label: Tensor, images: int, nms_thresh
     """
     if not score.numel():
         return nothing_found(images, score)[None, None]
-    score, order = score.sort(descending=True, stable=True)
+    score, order = score.sort(dim=0, descending=True, stable=True)
     centre, half = box[order, :2], box[order, 2:] / 2
     corners = torch.cat([centre - half, centre + half], 1)
     keep = nms(corners.t().contiguous()[:, None], torch.ones_like(score, dtype=torch.bool)[None], nms_threshold, inclusive=True)[0]

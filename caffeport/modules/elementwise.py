@@ -5,7 +5,10 @@ from torch import Tensor, nn
 
 
 class Sum(nn.Module):
-    """Sum of coeff_i * x_i (coefficients default to 1); a coefficient of 0 leaves its x out, even where that is infinite."""
+    """Sum of coeff_i * x_i (coefficients default to 1).
+
+    A coefficient of 0 leaves its x out, even where that is infinite.
+    """
 
     def __init__(self, coeff: tuple[float, ...] = (), skip_first: bool = False) -> None:
         super().__init__()
@@ -20,10 +23,8 @@ class Sum(nn.Module):
         for x, c in terms:
             if c == 0:
                 continue
-            if total is None:
-                total = x if c == 1 else x * c
-            else:
-                total = torch.add(total, x, alpha=c)
+            term = x if c == 1 else x * c
+            total = term if total is None else total + term
         if total is None:
             return torch.zeros_like(xs[0])
         return total.clone() if any(total is x for x in xs) else total

@@ -6,7 +6,8 @@ import math
 def pooled_size(size: int, kernel: int, stride: int, pad: int, clip: bool, floor: bool = False) -> int:
     """Number of windows that Caffe places along one axis; all arguments in pixels.
 
-    Rounds up (unless `floor`), so the last window may hang over the far edge. With `clip` (some axis has padding) a last window is
+    Rounds up (unless `floor`), so the last window may hang over the far edge. With `clip` (some axis has padding) a
+    last window is
     dropped that would start beyond image + pad; without, it stays and is empty (size 4, kernel 2, stride 4: 2 windows).
     """
     steps = (size + 2 * pad - kernel) / stride
@@ -48,7 +49,9 @@ def reshaped(shape: tuple[int | None, ...], dims: tuple[int, ...], axis: int, nu
     elif -1 in result:
         # Open axes that are copied cancel out; the rest decides, unless an open axis went into the -1.
         copied = sum(n is None for n in result)
-        inferred = known // wanted if copied == sum(n is None for n in shape) and wanted and known % wanted == 0 else None
+        inferred = (
+            known // wanted if copied == sum(n is None for n in shape) and wanted and known % wanted == 0 else None
+        )
         result[result.index(-1)] = inferred
     return tuple(result)
 

@@ -1,8 +1,5 @@
 """Layers of the mobile nets, SENet and the sequence forks."""
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,19 +51,3 @@ class Reverse(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flip(self.axis)
-
-
-class Constant(nn.Module):
-    """The same array at every call, on the net's device and in its floating type."""
-
-    value: Tensor
-
-    def __init__(self, value: np.ndarray[Any, Any]) -> None:
-        super().__init__()
-        self.register_buffer("value", torch.from_numpy(value), persistent=False)
-
-    def extra_repr(self) -> str:
-        return f"{tuple(self.value.shape)}"
-
-    def forward(self) -> Tensor:
-        return self.value

@@ -46,7 +46,8 @@ class Pool(nn.Module):
         self.method, self.kernel, self.stride, self.padding, self.floor = method, kernel, stride, pad, floor
 
     def extra_repr(self) -> str:
-        return f"{self.method}, kernel={self.kernel}, stride={self.stride}, padding={self.padding}, ceil_mode={not self.floor}"
+        window = f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}"
+        return f"{self.method}, {window}, ceil_mode={not self.floor}"
 
     def forward(self, x: Tensor) -> Tensor:
         function = max_pool if self.method == "max" else average_pool
@@ -54,7 +55,10 @@ class Pool(nn.Module):
 
 
 class MaxPoolMask(nn.Module):
-    """Largest value of each window and where it was found: row * width + column in the plane, as a float; -1 for an empty window."""
+    """Largest value of each window and where it was found: row * width + column in the plane, as a float.
+
+    -1 for an empty window.
+    """
 
     def __init__(self, kernel: Sizes, stride: Sizes, pad: Sizes, floor: bool = False) -> None:
         super().__init__()

@@ -18,15 +18,15 @@ def round_half_away(x: Tensor) -> Tensor:
     return whole + x.sign() * ((x - whole).abs() >= 0.5)
 
 
-def roi_bins(start: Tensor, extent: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
-    """First cell of each bin and the one after its last, both (R, count), cut to a map of `size` cells; start and extent (R).
+def roi_bins(inner: Tensor, outer: Tensor, extent: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """First cell of each bin and the one after its last, both (R, count), cut to a map of `size` cells.
 
-    The whole cells of start are added after rounding, its fraction before, as Caffe's two layers do.
+    The region starts at inner + outer and extends over `extent` cells, all (R). inner is added before bins are rounded to
+    cells and outer after, which differs in float32.
     """
-    i = torch.arange(count, device=start.device, dtype=start.dtype)
-    step, whole = (extent / count)[:, None], start.trunc()[:, None]
-    fraction = start[:, None] - whole
-    first, end = (i * step + fraction).floor() + whole, ((i + 1) * step + fraction).ceil() + whole
+    i = torch.arange(count, device=extent.device, dtype=extent.dtype)
+    step, inner, outer = (extent / count)[:, None], inner[:, None], outer[:, None]
+    first, end = (i * step + inner).floor() + outer, ((i + 1) * step + inner).ceil() + outer
     return first.clamp(0, size).long(), end.clamp(0, size).long()
 
 
@@ -59,8 +59,9 @@ class ROIPool(nn.Module):
         rois = rois.reshape(-1, 5).float()  # bins are float32 in Caffe, and their edges depend on it
         image = rois[:, 0].long()[:, None, None]
         left, top, right, bottom = round_half_away(rois[:, 1:] * self.scale).unbind(1)
-        y0, y1 = roi_bins(top, (bottom - top + 1).clamp(min=1), self.size[0], height)
-        x0, x1 = roi_bins(left, (right - left + 1).clamp(min=1), self.size[1], width)
+        zero = torch.zeros_like(top)
+        y0, y1 = roi_bins(zero, top, (bottom - top + 1).clamp(min=1), self.size[0], height)
+        x0, x1 = roi_bins(zero, left, (right - left + 1).clamp(min=1), self.size[1], width)
         empty = (y1 <= y0)[:, :, None] | (x1 <= x0)[:, None]  # (R, ph, pw)
         y0, x0 = y0.clamp(max=height - 1), x0.clamp(max=width - 1)
         y_level = torch.frexp((y1 - y0).clamp(min=1).float()).exponent.long() - 1  # floor(log2)
@@ -105,8 +106,9 @@ class PSROIPool(nn.Module):
         rois = rois.reshape(-1, 5).float()  # bins are float32 in Caffe, and their edges depend on it
         rounded = round_half_away(rois[:, 1:])
         left, top, right, bottom = ((rounded + rounded.new_tensor([0, 0, 1, 1])) * self.scale).unbind(1)
-        y0, y1 = roi_bins(top, (bottom - top).clamp(min=0.1), group, height)
-        x0, x1 = roi_bins(left, (right - left).clamp(min=0.1), group, width)
+        zero = torch.zeros_like(top)
+        y0, y1 = roi_bins(top, zero, (bottom - top).clamp(min=0.1), group, height)
+        x0, x1 = roi_bins(left, zero, (right - left).clamp(min=0.1), group, width)
         sums = F.pad(x.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
         sums = sums.reshape(n, self.outputs, group * group, -1).permute(0, 2, 3, 1).reshape(-1, self.outputs)
         cell = torch.arange(group * group, device=x.device).reshape(group, group)
@@ -193,7 +195,7 @@ class Proposal(nn.Module):
             boxes, score = boxes[large], score[large]
         else:
             score = torch.where(large, score, 0.0)
-        score, order = score.sort(descending=True, stable=True)
+        score, order = score.sort(dim=0, descending=True, stable=True)
         score, boxes = score[: self.before], boxes[order[: self.before]]
         valid = torch.ones_like(score, dtype=torch.bool)[None]
         least = -1.0 if self.python else 0.0  # the C++ layer calls boxes with a gap of less than a pixel disjoint

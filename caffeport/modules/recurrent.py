@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FUSED = (True, 1, 0.0)  # torch.lstm and torch.rnn_tanh: biases, one layer, no dropout
-
 
 def goes_on(cont: Tensor) -> bool:
-    """Whether no stream starts anew after the first step, as torch's own recurrences want it; 5 us on a CPU.
+    """Whether no stream starts anew after the first step, as torch's own LSTM wants it; the look costs 5 us on a CPU.
 
     False where the answer must not depend on the data: under torch.compile, torch.export and tracing.
     """
@@ -32,17 +30,9 @@ def fused_lstm(x: Tensor, weight_x: Tensor, bias: Tensor, weight_h: Tensor, h: T
     sizes = [weight_x.numel(), weight_h.numel(), bias.numel(), bias.numel()]
     w, u, b, no_bias = torch.split(torch.cat([*blocks, torch.zeros_like(bias)]), sizes)
     parameters = [w.view_as(weight_x), u.view_as(weight_h), b, no_bias]
-    y, h, c = torch.lstm(x, (h[None], c[None]), parameters, *FUSED, torch.is_grad_enabled(), False, False)
+    # with biases, one layer, no dropout, training (cuDNN wants that for a gradient), not bidirectional, time first
+    y, h, c = torch.lstm(x, (h[None], c[None]), parameters, True, 1, 0.0, torch.is_grad_enabled(), False, False)
     return y, h[0], c[0]
-
-
-def fused_rnn(x: Tensor, weight_x: Tensor, bias: Tensor, weight_h: Tensor, h: Tensor) -> tuple[Tensor, ...]:
-    """torch.rnn_tanh over x (T, N, D) from the state h (N, H): all h (T, N, H), the last h."""
-    arrays = (weight_x, weight_h, bias, torch.zeros_like(bias))
-    parts = torch.split(torch.cat([array.flatten() for array in arrays]), [array.numel() for array in arrays])
-    parameters = [part.view_as(array) for part, array in zip(parts, arrays, strict=True)]
-    y, h = torch.rnn_tanh(x, h[None], parameters, *FUSED, torch.is_grad_enabled(), False, False)
-    return y, h[0]
 
 
 def lstm_cell(gates: Tensor, c: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,8 +149,6 @@ class RNN(_Recurrent):
 
     def run(self, x: Tensor, cont: Tensor, static: Tensor | None, state: list[Tensor]) -> tuple[Tensor, ...]:
         (h,) = state
-        if static is None and goes_on(cont):
-            return fused_rnn(x, self.weight_x, self.bias, self.weight_h, cont[0, :, None] * h)
         return rnn_steps(self.projected(x, static), cont, self.weight_h, h)
 
     def read_out(self, h: Tensor) -> Tensor:

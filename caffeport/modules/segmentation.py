@@ -10,8 +10,8 @@ from .geometry import interp_size
 class Interp(nn.Module):
     """Bilinear resizing with corners aligned, after a crop."""
 
-    def __init__(self, size: tuple[int, int], zoom: int, shrink: int, crop: tuple[int, int]) -> None:
-        """size: height and width, 0 where not given; crop: pixels cut from the start and the end of both axes."""
+    def __init__(self, size: tuple[int, int] | None, zoom: int | None, shrink: int | None, crop: tuple[int, int]) -> None:
+        """size: height and width; crop: pixels cut from the start and the end of both axes; None: not given."""
         super().__init__()
         self.size, self.zoom, self.shrink, self.crop = size, zoom, shrink, crop
 
@@ -20,10 +20,9 @@ class Interp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         start, end = self.crop
-        height, width = x.shape[2] - end, x.shape[3] - end
-        x = x[:, :, start:height, start:width]
-        sizes = [interp_size(i, s, self.zoom, self.shrink, all(self.size)) for i, s in zip(x.shape[2:], self.size, strict=True)]
-        return F.interpolate(x, sizes, mode="bilinear", align_corners=True)
+        x = x[:, :, start : x.shape[2] - end, start : x.shape[3] - end]
+        sizes = [interp_size(i, s, self.zoom, self.shrink) for i, s in zip(x.shape[2:], self.size or (None, None), strict=True)]
+        return F.interpolate(x, sizes, mode="bilinear", align_corners=True)  # type: ignore[arg-type]
 
 
 class CropCenter(nn.Module):

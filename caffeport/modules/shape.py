@@ -1,5 +1,7 @@
 """Moving, cutting, joining and counting values."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,10 @@ class InsertAxis(nn.Module):
 
 
 class Reshape(nn.Module):
-    """The axes from `axis` on (`num_axes` of them, -1: all) replaced by `dims`; 0 copies an axis, -1 is what is left."""
+    """The axes from `axis` on (`num_axes` of them, -1: all) replaced by `dims`.
+
+    0 copies an axis, -1 is what is left.
+    """
 
     def __init__(self, dims: tuple[int, ...], axis: int = 0, num_axes: int = -1) -> None:
         super().__init__()
@@ -72,7 +77,7 @@ class Slice(nn.Module):
         if not self.points:
             return x.split(x.shape[self.axis] // self.parts, self.axis)
         edges = (0, *self.points, x.shape[self.axis])
-        return x.split([b - a for a, b in zip(edges, edges[1:], strict=False)], self.axis)
+        return x.split([b - a for a, b in pairwise(edges)], self.axis)
 
 
 class Crop(nn.Module):
@@ -140,7 +145,10 @@ class Reduction(nn.Module):
 
 
 class ArgMax(nn.Module):
-    """Indices of the k largest values as floats, of equal ones the last first; over an axis, or over all but the batch."""
+    """Indices of the k largest values as floats, of equal ones the last first.
+
+    Over an axis, or over all but the batch.
+    """
 
     def __init__(self, k: int, values: bool, axis: int | None) -> None:
         super().__init__()

@@ -30,7 +30,13 @@ class MemNet(nn.Module):
             nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(True), nn.MaxPool2d(3, 2),
         )  # fmt: skip
         self.head = nn.Sequential(
-            nn.Linear(9216, 4096), nn.ReLU(True), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(True), nn.Dropout(), nn.Linear(4096, 1)
+            nn.Linear(9216, 4096),
+            nn.ReLU(True),
+            nn.Dropout(),
+            nn.Linear(4096, 4096),
+            nn.ReLU(True),
+            nn.Dropout(),
+            nn.Linear(4096, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +50,9 @@ class Bottleneck(nn.Module):
         def unit(i: int, o: int, k: int, s: int = 1, relu: bool = True) -> list[nn.Module]:
             return [nn.Conv2d(i, o, k, s, k // 2, bias=True), nn.BatchNorm2d(o), *([nn.ReLU(True)] if relu else [])]
 
-        self.main = nn.Sequential(*unit(channels, width, 1, stride), *unit(width, width, 3), *unit(width, out, 1, relu=False))
+        self.main = nn.Sequential(
+            *unit(channels, width, 1, stride), *unit(width, width, 3), *unit(width, out, 1, relu=False)
+        )
         self.short = nn.Sequential(*unit(channels, out, 1, stride, relu=False)) if project else nn.Identity()
         self.relu = nn.ReLU(True)
 
@@ -63,7 +71,9 @@ class OpenNsfw(nn.Module):
             for i in range(count):
                 blocks.append(Bottleneck(channels, width, 4 * width, 2 if i == 0 and stage else 1, i == 0))
                 channels = 4 * width
-        self.stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.BatchNorm2d(64), nn.ReLU(True), nn.MaxPool2d(3, 2, ceil_mode=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 64, 7, 2, 3), nn.BatchNorm2d(64), nn.ReLU(True), nn.MaxPool2d(3, 2, ceil_mode=True)
+        )
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(1024, 2)
 
@@ -87,14 +97,26 @@ def best(nets: dict[str, nn.Module], x: Tensor, runs: int) -> dict[str, float]:
 
 def peak(name: str, which: str, memnet: str) -> int:
     """Growth of the peak resident size over one forward pass, in bytes, in a process of its own."""
-    return int(subprocess.run([sys.executable, __file__, memnet, name, which], capture_output=True, text=True, check=True).stdout)
+    return int(
+        subprocess.run(
+            [sys.executable, __file__, memnet, name, which], capture_output=True, text=True, check=True
+        ).stdout
+    )
 
 
 def pair(name: str, memnet: str) -> tuple[nn.Module, nn.Module, Tensor]:
     if name == "MemNet, batch 10":
-        return caffeport.load(SHARED / "nets/memnet/deploy.prototxt", memnet), MemNet().eval(), torch.randn(10, 3, 227, 227)
+        return (
+            caffeport.load(SHARED / "nets/memnet/deploy.prototxt", memnet),
+            MemNet().eval(),
+            torch.randn(10, 3, 227, 227),
+        )
     folder = SHARED / "zoo/open_nsfw"
-    return caffeport.load(folder / "deploy.prototxt", folder / "weights.caffemodel"), OpenNsfw().eval(), torch.randn(1, 3, 224, 224)
+    return (
+        caffeport.load(folder / "deploy.prototxt", folder / "weights.caffemodel"),
+        OpenNsfw().eval(),
+        torch.randn(1, 3, 224, 224),
+    )
 
 
 def main(memnet: str) -> None:
@@ -104,8 +126,12 @@ def main(memnet: str) -> None:
             torch.set_num_threads(threads)
             times = best({"network": network, "by hand": by_hand}, x, 15 if "MemNet" in name else 60)
             ratio = times["network"] / times["by hand"]
-            print(f"{name}, {threads} thread(s): {1000 * times['network']:.1f} ms, {ratio:.2f} of the net written by hand")
-        print(f"{name}: peak memory of a pass {peak(name, 'network', memnet) / peak(name, 'by hand', memnet):.2f} of that net's")
+            print(
+                f"{name}, {threads} thread(s): {1000 * times['network']:.1f} ms, {ratio:.2f} of the net written by hand"
+            )
+        print(
+            f"{name}: peak memory of a pass {peak(name, 'network', memnet) / peak(name, 'by hand', memnet):.2f} of that net's"
+        )
 
 
 if __name__ == "__main__":
@@ -120,5 +146,9 @@ if __name__ == "__main__":
             Path("/proc/self/clear_refs").write_text("5")
             before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
             net(x)
-        high = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        high = next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
         print(high * 1024 - before)

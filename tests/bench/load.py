@@ -39,7 +39,9 @@ def floor(path: Path) -> None:
 
 def peak(*files: Path) -> int:
     small = Path(__file__).resolve().parents[2] / "fixtures" / "digits" / "digits.caffemodel"
-    output = subprocess.run([sys.executable, "-c", PEAK, str(small), *map(str, files)], capture_output=True, text=True, check=True)
+    output = subprocess.run(
+        [sys.executable, "-c", PEAK, str(small), *map(str, files)], capture_output=True, text=True, check=True
+    )
     return int(output.stdout)
 
 

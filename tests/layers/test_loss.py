@@ -109,10 +109,7 @@ def test_sigmoid_cross_entropy_loss(mode: str, ignores: bool, seed: int) -> None
     rng = np.random.default_rng(seed)
     x, t = rng.normal(0, 5, (3, 2, 2)), rng.choice([0, 0.25, 0.99, 1, 2], (3, 4))
     kept = [int(value) != 2 or not ignores for value in t.ravel()]  # Caffe compares the truncated target
-    terms = [
-        -(a * -math.log1p(math.exp(-b)) + (1 - a) * -math.log1p(math.exp(b)))
-        for b, a in zip(x.ravel(), t.ravel(), strict=True)
-    ]
+    terms = (t.ravel() * np.log1p(np.exp(-x.ravel())) + (1 - t.ravel()) * np.log1p(np.exp(x.ravel()))).tolist()
     z = {"FULL": 12, "VALID": sum(kept), "BATCH_SIZE": 3, "NONE": 1}[mode]
     wanted = sum(term for term, keep in zip(terms, kept, strict=True) if keep) / max(z, 1)
     spec = f"loss_param {{ normalization: {mode} {'ignore_label: 2' if ignores else ''} }}"

@@ -117,9 +117,8 @@ def test_against_a_loop(kind: str, steps: int, streams: int, static: bool, expos
             np.testing.assert_allclose(blobs[f"{name}T"], state[None], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", STATES)
-def test_torchs_own_recurrence_gives_what_the_loop_gives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    net = build(kind, 5, 2, exposed=True)
+def test_torchs_own_lstm_gives_what_the_loop_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build("LSTM", 5, 2, exposed=True)
     fed = values(net)
     fed["cont"][0, 0] = 0.25
     fused = net(fed)
@@ -128,7 +127,7 @@ def test_torchs_own_recurrence_gives_what_the_loop_gives(kind: str, monkeypatch:
         torch.testing.assert_close(fused[name], value)
 
 
-def test_which_markers_allow_torchs_own_recurrence() -> None:
+def test_which_markers_allow_torchs_own_lstm() -> None:
     cont = torch.ones(3, 2)
     cont[0, 1] = 0
     assert recurrent.goes_on(cont)
@@ -240,19 +239,13 @@ def test_lstm_unit(streams: int, hidden: int, mark: float) -> None:
 @pytest.mark.parametrize(
     ("layer", "shapes", "message"),
     [
-        pytest.param(
-            "LSTM", [(3, 2), (3, 2)], r"'l' \(LSTM\): wants steps x streams x ..., 3 axes", id="no input axis"
-        ),
+        pytest.param("LSTM", [(3, 2), (3, 2)], r"'l' \(LSTM\): wants steps x streams x ...", id="no input axis"),
         pytest.param("LSTM", [(3, 2, 4), (2, 3)], r"markers 'b1' are 2 x 3; wanted is 3 x 2", id="markers"),
         pytest.param("LSTM", [(3, 2, 4), (3, 2), (2,)], r"static input 'b2' is 2; wanted are 2 axes", id="static axes"),
         pytest.param("RNN", [(3, 2, 4), (3, 2), (3, 1)], r"the first of them 2 streams", id="static streams"),
         pytest.param("LSTM", [(3, 2, 4)], r"has 1 bottoms, Caffe wants 2 to 3", id="bottoms"),
-        pytest.param(
-            "LSTMUnit", [(1, 2, 3), (1, 2, 9), (1, 2)], r"'b1' is 1 x 2 x 9; wanted is 1 x 2 x 12", id="gates"
-        ),
-        pytest.param(
-            "LSTMUnit", [(2, 2, 3), (1, 2, 12), (1, 2)], r"'b0' is 2 x 2 x 3; wanted is 1 x 2 x 3", id="steps"
-        ),
+        pytest.param("LSTMUnit", [(1, 2, 3), (1, 2, 9), (1, 2)], r"'b1' is 1 x 2 x 9; wanted is 1 x 2 x 12", id="rows"),
+        pytest.param("LSTMUnit", [(2, 2, 3), (1, 2, 12), (1, 2)], r"'b0' is 2 x 2 x 3; wanted is 1 x 2 x 3", id="time"),
         pytest.param("LSTMUnit", [(1, 2, 3), (1, 2, 12), (1, 3)], r"'b2' is 1 x 3; wanted is 1 x 2", id="streams"),
     ],
 )

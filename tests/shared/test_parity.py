@@ -14,9 +14,9 @@ from caffeport.layers import Array
 from tests.agreement import disagreement
 from tests.conftest import SHARED
 
-# Equal scores meet an unstable sort in Caffe, so that row order or choice can be any of several (README of parity_forks).
+# Equal scores meet an unstable sort in Caffe, so that order or choice can be any of several (README of parity_forks).
 TIED_SCORES = {"detection_output/003", "detection_output/009", "detection_output/012"}  # compare the scores as a set
-TIED_ZEROS = {"proposal/000": 9, "proposal/004": 19}  # so many first rows have a positive score; the rest are ties at zero
+TIED_ZEROS = {"proposal/000": 9, "proposal/004": 19}  # so many first rows have positive scores; the rest are ties
 
 
 def cases(folder: str) -> list[Any]:
@@ -78,7 +78,7 @@ def test_every_blob_is_caffes(folder: Path, entry: dict[str, Any]) -> None:
     if "outputs" in entry:
         assert sorted(outputs) == sorted(entry["outputs"])
     for name, value in outputs.items():
-        # forward may compute a BatchNorm and the Scale after it in one call, so it is held to the same rule, not to the bit.
+        # forward may compute a BatchNorm and the Scale after it in one call: the same rule, not the same bits.
         assert disagreement(value, blobs[name]) is None, f"{case}: forward and blobs() give different {name}"
 
 

@@ -1,0 +1,486 @@
+"""Detection heads: SSD's and RefineDet's, and YOLO's."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..formats.schema import Message
+from .base import Blob, Layer, Quirk, Shape, constant, count, register, text
+from .data import DataLayer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CODES = {1: "CORNER", 2: "CENTER_SIZE", 3: "CORNER_SIZE"}
+
+
+def wants_axes(layer: Layer, shape: Shape, axes: int) -> None:
+    """Raises ShapeError unless the bottom has this many axes."""
+    if len(shape) != axes:
+        raise ShapeError(f"{layer}: wants {axes} axes, bottom is {text(shape)}")
+
+
+@register("AnnotatedData", "VideoData", "BoxData", "ImageSegData", "LaneData")
+class AnnotatedData(DataLayer):
+    """Pictures with boxes or label maps, fed by the caller.
+
+    Shapes   no bottom -> data (B, C, h, w) and labels, as known only to the database
+    Params   data_param: batch_size; transform_param: crop_size or resize_param height and width
+    PyTorch  arguments of forward. ONNX: graph inputs.
+    Source   weiliu89/caffe branch ssd, src/caffe/layers/annotated_data_layer.cpp
+    """
+
+    param_field = "data_param"
+
+    def first(self) -> Shape:
+        resize = self.spec.transform_param.resize_param
+        size = self.cropped()
+        return (self.param.batch_size or None, None, size or resize.height or None, size or resize.width or None)
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        return [self.first(), *[(None,) * 4] * (len(self.spec.top) - 1)]
+
+
+@register("Normalize")
+class Normalize(Layer):
+    """Divide by the Euclidean norm of each pixel's channels, or of the whole item, and multiply by a learned scale.
+
+    y = x / sqrt(eps + sum(x^2)) * scale
+
+    Shapes   bottom (N, C, ...) -> top, same
+    Params   across_spatial true (the whole item); channel_shared true; eps 1e-10; scale_filler constant 1
+    Blobs    weight: a scalar, or (C) with channel_shared false
+    Raises   ShapeError: one axis only
+    PyTorch  own module; F.normalize limits the norm from below instead. ONNX: ReduceSumSquare, Add, Sqrt, Div, Mul.
+    Source   weiliu89/caffe branch ssd, src/caffe/layers/normalize_layer.cpp
+    """
+
+    param_field = "norm_param"
+    fresh = True
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        if len(bottoms[0]) < 2:
+            raise ShapeError(f"{self}: wants at least 2 axes, bottom is {text(bottoms[0])}")
+        return bottoms[:1]
+
+    def blobs(self, bottoms: list[Shape]) -> list[Blob]:
+        filler = self.param.scale_filler if self.param.HasField("scale_filler") else constant(1.0)
+        if self.param.channel_shared:
+            return [Blob("weight", (), filler)]
+        stored = self.stored_shape(0, 1)
+        return [Blob("weight", (self.known(bottoms[0][1], stored[0] if stored else None, "its number of channels"),), filler)]
+
+    def module(self, bottoms: list[Shape]) -> "nn.Module":
+        from ..modules.detection import Normalize as Module
+
+        (shape,) = (blob.shape for blob in self.blobs(bottoms))
+        return Module(shape[0] if shape else None, self.param.across_spatial, self.param.eps)
+
+
+@register("PriorBox")
+class PriorBox(Layer):
+    """Boxes of fixed sizes around the middle of every cell of a feature map, and their variances.
+
+    For each min_size: its square, the square of sqrt(min max), then a box of its area for each aspect ratio
+
+    Shapes   feature map (N, C, H, W), image (N, c, h, w) -> top (1, 2, 4 H W n): corners divided by the image's size, then variances
+    Params   min_size, max_size (pixels, cut to whole numbers), aspect_ratio, flip true, clip false, variance 0.1, offset 0.5;
+             img_size or img_h and img_w, step or step_h and step_w (pixels): else from the bottoms
+    Raises   ShapeError: no min_size, max_size not above it, 2 or 3 variances, sizes or steps not above 0, half-given pairs
+    PyTorch  own module. ONNX: a constant for a fixed input size.
+    Source   weiliu89/caffe branch ssd, src/caffe/layers/prior_box_layer.cpp
+    """
+
+    param_field = "prior_box_param"
+    bottom_count = (2, 2)
+    fresh = True
+    in_place = False
+    batch_independent = False
+    differentiable = False
+
+    def sizes(self) -> list[tuple[float, float]]:
+        """Width and height in pixels of each box of a cell, in order."""
+        p: Message = self.param
+        if not p.min_size or any(size <= 0 for size in p.min_size):
+            raise ShapeError(f"{self}: wants at least one min_size, all above 0; has {list(p.min_size)}")
+        if p.max_size and len(p.max_size) != len(p.min_size):
+            raise ShapeError(f"{self}: has {len(p.max_size)} max_size for {len(p.min_size)} min_size")
+        if any(high <= low for low, high in zip(p.min_size, p.max_size, strict=False)):
+            raise ShapeError(f"{self}: each max_size must be above its min_size; has {list(p.max_size)} for {list(p.min_size)}")
+        if any(ratio <= 0 for ratio in p.aspect_ratio):
+            raise ShapeError(f"{self}: aspect_ratio must be above 0; has {list(p.aspect_ratio)}")
+        ratios = [1.0]
+        for ratio in p.aspect_ratio:
+            if all(abs(ratio - known) >= 1e-6 for known in ratios):
+                ratios += [ratio, 1 / ratio] if p.flip else [ratio]
+        sizes = []
+        for i, low in enumerate(map(int, p.min_size)):
+            sizes.append((float(low), float(low)))
+            if p.max_size:
+                side = (low * int(p.max_size[i])) ** 0.5
+                sizes.append((side, side))
+            sizes += [(low * ratio**0.5, low / ratio**0.5) for ratio in ratios[1:]]
+        return sizes
+
+    def variance(self) -> tuple[float, ...]:
+        variance = tuple(self.param.variance) or (0.1,)
+        if len(variance) not in (1, 4) or any(v <= 0 for v in variance):
+            raise ShapeError(f"{self}: wants 1 or 4 variances above 0; has {list(variance)}")
+        return variance
+
+    def pair(self, whole: str, first: str, second: str) -> tuple[float, float] | None:
+        """A parameter given once, or for height and width; None where it is not given."""
+        p = self.param
+        if p.HasField(first) or p.HasField(second):
+            if p.HasField(whole) or not (getattr(p, first) > 0 and getattr(p, second) > 0):
+                raise ShapeError(f"{self}: give either {whole} or both {first} and {second}, above 0")
+            return getattr(p, first), getattr(p, second)
+        if not p.HasField(whole):
+            return None
+        if getattr(p, whole) <= 0:
+            raise ShapeError(f"{self}: {whole} must be above 0")
+        return (getattr(p, whole),) * 2
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        for shape in bottoms:
+            wants_axes(self, shape, 4)
+        self.variance(), self.pair("img_size", "img_h", "img_w"), self.pair("step", "step_h", "step_w")
+        cells = count(bottoms[0][2:])
+        return [(1, 2, None if cells is None else cells * len(self.sizes()) * 4)]
+
+    def module(self, bottoms: list[Shape]) -> "nn.Module":
+        from ..modules.detection import PriorBox as Module
+
+        image = self.pair("img_size", "img_h", "img_w")
+        return Module(
+            np.array(self.sizes()),
+            self.variance(),
+            (int(image[0]), int(image[1])) if image else None,
+            self.pair("step", "step_h", "step_w"),
+            self.param.offset,
+            self.param.clip,
+        )
+
+    def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
+        cut = [size for size in (*self.param.min_size, *self.param.max_size) if size != int(size)]
+        return [Quirk(self.key, f"sizes {cut} are cut to whole pixels", "as Caffe")] if cut else []
+
+
+@register("PriorBoxClustered")
+class PriorBoxClustered(PriorBox):
+    """Boxes of given widths and heights around the middle of every cell of a feature map, and their variances.
+
+    Shapes   feature map (N, C, H, W), image (N, c, h, w) -> top (1, 2, 4 H W n)
+    Params   width, height (pixels, one pair for each box); clip, variance, offset, img_size, step as PriorBox
+    Raises   ShapeError: width and height not equally often, or not above 0; as PriorBox
+    PyTorch  own module. ONNX: a constant for a fixed input size.
+    Source   openvinotoolkit/training_toolbox_caffe, src/caffe/layers/prior_box_clustered_layer.cpp
+    """
+
+    def sizes(self) -> list[tuple[float, float]]:
+        width, height = list(self.param.width), list(self.param.height)
+        if not width or len(width) != len(height) or min(width + height) <= 0:
+            raise ShapeError(f"{self}: wants as many width as height, all above 0; has {width} and {height}")
+        return list(zip(width, height, strict=True))
+
+    def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
+        return []
+
+
+@register("DetectionOutput")
+class DetectionOutput(Layer):
+    """Boxes decoded from priors, thresholded, and reduced by non-maximum suppression for each label.
+
+    Shapes   loc (N, P L 4), conf (N, P classes), priors (1, 2, 4 P) [, RefineDet: objectness (N, 2 P) [, first loc (N, P L 4)]]
+             -> top (1, 1, K, 7): image, label, score, xmin, ymin, xmax, ymax; L is 1, or classes without share_location
+    Params   num_classes; share_location true; background_label_id 0; code_type CORNER; variance_encoded_in_target false;
+             confidence_threshold (none: all pass); nms_param: nms_threshold 0.3, top_k -1, eta 1; keep_top_k -1; objectness_score 0.01
+    Raises   ShapeError: no num_classes, counts that do not fit, nms_threshold below 0, eta outside of (0, 1]
+    PyTorch  own module. Rows by image, label, falling score; nothing found: a row (i, -1, ...) for each image.
+             ONNX: NonMaxSuppression for each class and TopK, rows sorted again.
+    Source   weiliu89/caffe branch ssd and sfzhang15/RefineDet, src/caffe/layers/detection_output_layer.cpp
+    """
+
+    param_field = "detection_output_param"
+    bottom_count = (3, 5)
+    fresh = True
+    in_place = False
+    batch_independent = False
+    differentiable = False
+
+    def refined(self, bottoms: list[Shape]) -> bool:
+        """Whether the fourth bottom is RefineDet's objectness; SSD's is a picture to draw on."""
+        return len(bottoms) > 3 and len(bottoms[3]) != 4 or len(bottoms) == 5
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        p = self.param
+        if not p.num_classes:
+            raise ShapeError(f"{self}: num_classes is missing")
+        if p.nms_param.nms_threshold < 0 or not 0 < p.nms_param.eta <= 1:
+            raise ShapeError(
+                f"{self}: nms_threshold must not be below 0 and eta must be in (0, 1]; "
+                f"they are {p.nms_param.nms_threshold:g} and {p.nms_param.eta:g}"
+            )
+        if p.share_location and p.background_label_id == -1:
+            raise ShapeError(f"{self}: background_label_id -1 needs share_location: false; Caffe aborts with both")
+        if len(bottoms[2]) < 3:
+            raise ShapeError(f"{self}: priors must be 1 x 2 x 4 P, bottom {self.spec.bottom[2]!r} is {text(bottoms[2])}")
+        priors = None if bottoms[2][2] is None else bottoms[2][2] // 4
+        wanted = [4 if p.share_location else 4 * p.num_classes, p.num_classes]
+        wanted += [None, 2, wanted[0]] if self.refined(bottoms) else []
+        for name, shape, each in zip(self.spec.bottom, bottoms, wanted, strict=False):
+            values = count(shape[1:])
+            if each is not None and values is not None and priors is not None and values != priors * each:
+                raise ShapeError(f"{self}: bottom {name!r} has {values} values for each item, {priors} priors need {priors * each}")
+        return [(1, 1, None, 7)]
+
+    def module(self, bottoms: list[Shape]) -> "nn.Module":
+        from ..modules.detection import DetectionOutput as Module
+
+        p = self.param
+        return Module(
+            classes=p.num_classes,
+            shared=p.share_location,
+            background=p.background_label_id,
+            code=CODES[p.code_type],
+            variance_in_target=p.variance_encoded_in_target,
+            threshold=p.confidence_threshold if p.HasField("confidence_threshold") else float("-inf"),
+            nms_threshold=p.nms_param.nms_threshold,
+            eta=p.nms_param.eta,
+            top_k=p.nms_param.top_k if p.nms_param.HasField("top_k") else -1,
+            keep_top_k=p.keep_top_k,
+            objectness=p.objectness_score if self.refined(bottoms) else None,
+        )
+
+    def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
+        what = "rows are sorted by image, label and falling score, not by score over labels; boxes are not clipped"
+        return [Quirk(self.key, what, "as the ssd branch; OpenCV differs")]
+
+
+@register("Reorg")
+class Reorg(Layer):
+    """Darknet's rearrangement of pixels into channels, or with `reverse` of channels into pixels.
+
+    Shapes   bottom (N, C, H, W) -> top (N, C s^2, H / s, W / s); reverse: (N, C / s^2, H s, W s)
+    Params   stride 2 (s); reverse false
+    Raises   ShapeError: C is no multiple of s^2, H or W none of s
+    PyTorch  a view, a transposition and a view, equal; nn.PixelUnshuffle orders otherwise. ONNX: Reshape, Transpose, Reshape.
+    Source   eric612/MobileNet-YOLO, src/caffe/layers/reorg_layer.cpp
+    """
+
+    param_field = "reorg_param"
+    in_place = False
+
+    @property
+    def stride(self) -> int:
+        return int(self.param.stride) if self.param.HasField("stride") else 2
+
+    @property
+    def reverse(self) -> bool:
+        return bool(self.param.reverse)
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        shape, s = bottoms[0], self.stride
+        wants_axes(self, shape, 4)
+        divisors = (s * s, 1, 1) if self.reverse else (s * s, s, s)
+        if s < 1 or any(size is not None and size % by for size, by in zip(shape[1:], divisors, strict=True)):
+            raise ShapeError(f"{self}: bottom {text(shape)} does not divide by stride {s}; wanted are multiples of {text(divisors)}")
+        n, c, h, w = shape
+        if self.reverse:
+            return [(n, c and c // (s * s), h and h * s, w and w * s)]
+        return [(n, c and c * s * s, h and h // s, w and w // s)]
+
+    def module(self, bottoms: list[Shape]) -> "nn.Module":
+        from ..modules.detection import Reorg as Module
+
+        return Module(self.stride, self.reverse)
+
+
+@register("ReorgYolo")
+class ReorgYolo(Reorg):
+    """Darknet's rearrangement of pixels into channels.
+
+    Shapes   bottom (N, C, H, W) -> top (N, C s^2, H / s, W / s)
+    Params   stride 1 (s)
+    Raises   ShapeError: as Reorg
+    PyTorch  as Reorg without reverse. ONNX: Reshape, Transpose, Reshape.
+    Source   openvinotoolkit/training_toolbox_caffe, src/caffe/layers/reorg_yolo_layer.cpp
+    """
+
+    param_field = "reorg_yolo_param"
+    reverse = False  # type: ignore[assignment]
+
+    @property
+    def stride(self) -> int:
+        return int(self.param.stride)
+
+
+@register("RegionYolo")
+class RegionYolo(Layer):
+    """Activations of YOLO v2's boxes: logistic on x, y and objectness, softmax over classes; then flattened.
+
+    Shapes   bottom (N, num (coords + 1 + classes), H, W) -> top (N, num (coords + 1 + classes) H W)
+    Params   coords 4, classes 20, num 1; flatten_param axis 1, end_axis -1
+    Raises   ShapeError: another number of channels
+    PyTorch  own module. ONNX: Slice, Sigmoid, Softmax, Concat, Reshape.
+    Source   openvinotoolkit/training_toolbox_caffe, src/caffe/layers/region_yolo_layer.cpp
+    """
+
+    param_field = "region_yolo_param"
+    fresh = True
+    in_place = False
+
+    def flattened(self, shape: Shape) -> tuple[int, int]:
+        p = self.spec.flatten_param
+        return self.axis(p.axis, shape), self.axis(p.end_axis, shape)
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        shape, p = bottoms[0], self.param
+        wants_axes(self, shape, 4)
+        channels = p.num * (p.coords + 1 + p.classes)
+        if p.coords < 2 or p.classes < 1 or p.num < 1 or shape[1] not in (None, channels):
+            raise ShapeError(
+                f"{self}: {p.num} boxes of {p.coords} coords, an objectness and {p.classes} classes need {channels} channels, "
+                f"bottom is {text(shape)}"
+            )
+        axis, end = self.flattened(shape)
+        return [(*shape[:axis], count(shape[axis : end + 1]), *shape[end + 1 :])]
+
+    def module(self, bottoms: list[Shape]) -> "nn.Module":
+        from ..modules.detection import RegionYolo as Module
+
+        return Module(self.param.num, self.param.coords, self.param.classes, *self.flattened(bottoms[0]))
+
+
+@register("Upsample", when=lambda spec, stored: len(spec.bottom) == 1)
+class NearestUpsample(Layer):
+    """Every pixel repeated `scale` times on both axes.
+
+    Shapes   bottom (..., H, W) -> top (..., H scale, W scale)
+    Params   scale 1
+    Raises   ShapeError: scale is 0, fewer than 2 axes
+    PyTorch  nn.Upsample, nearest, equal. ONNX: Resize, nearest, asymmetric, floor.
+    Source   eric612/MobileNet-YOLO, src/caffe/layers/upsample_layer.cpp
+    """
+
+    param_field = "upsample_param"
+    variant = "MobileNet-YOLO (one bottom: nearest neighbour)"
+    fresh = True
+    in_place = False
+
+    @property
+    def scale(self) -> int:
+        return int(self.param.scale) if self.param.HasField("scale") else 1
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        shape, scale = bottoms[0], self.scale
+        if len(shape) < 2 or scale < 1:
+            raise ShapeError(f"{self}: wants a scale of at least 1 and 2 axes; has {scale} and bottom {text(shape)}")
+        return [(*shape[:-2], *(size and size * scale for size in shape[-2:]))]
+
+    def module(self, bottoms: list[Shape]) -> "nn.Module":
+        from torch import nn
+
+        from ..modules.detection import NearestUpsample as Module
+
+        return nn.Upsample(scale_factor=self.scale) if len(bottoms[0]) == 4 else Module(self.scale)
+
+
+class _YoloOutput(Layer):
+    """What the two YOLO detection layers share."""
+
+    fresh = True
+    in_place = False
+    batch_independent = False
+    differentiable = False
+
+    def boxes(self) -> int:
+        """Boxes of each cell."""
+        return int(self.param.num_box)
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        p, boxes = self.param, self.boxes()
+        if not p.HasField("num_classes"):
+            raise ShapeError(f"{self}: num_classes is missing")
+        if len(p.biases) % 2:
+            raise ShapeError(f"{self}: biases are pairs of width and height, has {len(p.biases)}")
+        channels = boxes * (5 + p.num_classes)
+        for name, shape in zip(self.spec.bottom, bottoms, strict=True):
+            if len(shape) != 4 or shape[1] not in (None, channels):
+                raise ShapeError(
+                    f"{self}: {boxes} boxes of {p.num_classes} classes need N x {channels} x H x W, bottom {name!r} is {text(shape)}"
+                )
+        return [(1, 1, None, 7)]
+
+
+@register("YoloDetectionOutput")
+class YoloDetectionOutput(_YoloOutput):
+    """YOLO v2's boxes, thresholded and reduced by non-maximum suppression over all labels.
+
+    x = (column + s(t0)) / W, y = (row + s(t1)) / H, w = exp(t2) bias / W, h = exp(t3) bias / H, score = s(t4) max(softmax(classes))
+
+    Shapes   one or two maps (N, num_box (5 + classes), H, W) -> top (1, 1, K, 7): 0, label + 1, score, left, top, right, bottom
+    Params   num_classes, num_box 5, confidence_threshold 0.01, nms_threshold 0.45, biases: width and height in cells
+    Raises   ShapeError: no num_classes, biases that do not fit, another number of channels
+    PyTorch  own module; suppression drops overlaps >= the threshold, over labels and images together. ONNX: NonMaxSuppression.
+    Source   eric612/MobileNet-YOLO, src/caffe/layers/yolo_detection_output_layer.cpp
+    """
+
+    param_field = "yolo_detection_output_param"
+    bottom_count = (1, 2)
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        if len(self.param.biases) < 2 * self.boxes():
+            raise ShapeError(f"{self}: {self.boxes()} boxes need {2 * self.boxes()} biases, has {len(self.param.biases)}")
+        return super().tops(bottoms)
+
+    def module(self, bottoms: list[Shape]) -> "nn.Module":
+        from ..modules.detection import YoloDetectionOutput as Module
+
+        p = self.param
+        anchors = np.array(p.biases[: 2 * self.boxes()]).reshape(-1, 2)
+        return Module(p.num_classes, anchors, p.confidence_threshold, p.nms_threshold)
+
+
+@register("Yolov3DetectionOutput")
+class Yolov3DetectionOutput(_YoloOutput):
+    """YOLO v3's boxes of all scales, thresholded for each label and reduced by non-maximum suppression over all labels.
+
+    x = (column + s(t0)) / W, y = (row + s(t1)) / H, w = exp(t2) bias / (W scale), h = exp(t3) bias / (H scale), score = s(t4) s(class)
+
+    Shapes   a map (N, num_box (5 + classes), H, W) for each scale -> top (1, 1, K, 7): 0, label + 1, score, left, top, right, bottom
+    Params   num_classes, num_box 3, confidence_threshold 0.01, nms_threshold 0.45, mask_group_num 2 (maps), anchors_scale for each map
+             (pixels of the input for each cell), biases: width and height in pixels, mask: which of them, map by map
+    Raises   ShapeError: no num_classes; anchors_scale, biases or mask that do not fit; another number of channels
+    PyTorch  own module; suppression drops overlaps >= the threshold, over labels and images together. ONNX: NonMaxSuppression.
+    Source   eric612/MobileNet-YOLO, src/caffe/layers/yolov3_detection_output_layer.cpp
+    """
+
+    param_field = "yolov3_detection_output_param"
+    bottom_count = (1, None)
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        p, boxes = self.param, self.boxes()
+        if p.gaussian_box:
+            raise ShapeError(f"{self}: gaussian_box is not described; its maps hold a variance for each coordinate")
+        if len(bottoms) != p.mask_group_num or len(p.anchors_scale) < len(bottoms):
+            raise ShapeError(
+                f"{self}: has {len(bottoms)} bottoms, but mask_group_num {p.mask_group_num} and {len(p.anchors_scale)} anchors_scale"
+            )
+        each = len(p.mask) // len(bottoms)
+        if len(p.mask) < each * (len(bottoms) - 1) + boxes or any(2 * mask >= len(p.biases) for mask in p.mask):
+            raise ShapeError(
+                f"{self}: mask {list(p.mask)} does not name {boxes} pairs of {len(p.biases)} biases for each of {len(bottoms)} bottoms"
+            )
+        return super().tops(bottoms)
+
+    def module(self, bottoms: list[Shape]) -> "nn.Module":
+        from ..modules.detection import Yolov3DetectionOutput as Module
+
+        p, boxes = self.param, self.boxes()
+        pairs = np.array(p.biases).reshape(-1, 2)
+        each = len(p.mask) // len(bottoms)
+        anchors = np.stack([pairs[list(p.mask[i * each : i * each + boxes])] for i in range(len(bottoms))])
+        scales = tuple(p.anchors_scale[: len(bottoms)])
+        return Module(p.num_classes, anchors, scales, p.confidence_threshold, p.nms_threshold)

@@ -1,0 +1,127 @@
+"""In which arithmetic a layer is run: IEEE float32 on one thread, float64, or what the device under test does."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..graph import Step
+from ..network import Network
+
+PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A dtype on a device.
+
+    threads  of the CPU; None: as many as the caller had
+    tf32     products of matrices and convolutions see 10 bits of each factor, as on NVIDIA's cards since Ampere; elsewhere
+             the factors are rounded before the layer runs
+    """
+
+    name: str
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    threads: int | None = None
+    tf32: bool = False
+
+    def run(self, network: Network, step: Step, bottoms: Sequence[Tensor], module: nn.Module | None = None) -> tuple[Tensor, ...]:
+        """The tops of one layer, in this arithmetic, where it computes them. `module` stands in for the layer's own."""
+        with self._set():
+            if self.tf32 and self.device.type != "cuda" and multiplies(own := module or network.get_submodule(network.names[step.key])):
+                module, bottoms = weights_rounded(own, "tf32"), [rounded(x.float(), "tf32") for x in bottoms]
+            try:
+                return network.run_step(step, bottoms, self.dtype, self.device, module)
+            except torch.OutOfMemoryError as error:
+                raise InputError(_too_large(step, bottoms, self.device)) from error
+
+    @contextmanager
+    def _set(self) -> Iterator[None]:
+        threads = torch.get_num_threads()
+        if self.threads not in (None, threads):
+            torch.set_num_threads(self.threads)
+        if self.tf32 and self.device.type == "cuda":
+            _allow_tf32(True)
+        try:
+            yield
+        finally:
+            if self.threads not in (None, threads):
+                torch.set_num_threads(threads)
+            if self.tf32 and self.device.type == "cuda":
+                _allow_tf32(False)
+
+
+TRUTH = Arithmetic("float64", torch.float64)
+YARDSTICK = Arithmetic("float32", threads=1)
+
+
+def under_test(device: str | torch.device, precision: str) -> Arithmetic:
+    """What the user runs. Raises InputError for a device that is not there and for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return Arithmetic(precision, _DTYPES.get(precision, torch.float32), place, tf32=precision == "tf32")
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """IEEE float32 and algorithms that give the same numbers at each run, inside; everything as it was, afterwards."""
+    cudnn = torch.backends.cudnn
+    before = (torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
+    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    _allow_tf32(False)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
+        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _too_large(step: Step, bottoms: Sequence[Tensor], device: torch.device) -> str:
+    batch = max((x.shape[0] for x in bottoms if x.dim()), default=1)
+    each = sum(x.numel() * x.element_size() for x in bottoms) // max(batch, 1)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    # A layer holds its bottoms, its tops and a workspace: four times the bottoms covers what was seen.
+    fits = min(batch - 1, free // (4 * each)) if each else 0
+    hint = f"a batch of {fits} would fit" if fits else "even one item would not fit; verify it on the CPU"
+    return f"{step.layer}: {device} has not enough memory for a batch of {batch}; {hint}"
+
+
+# ---- fewer bits
+
+
+def rounded(x: Tensor, form: str) -> Tensor:
+    """float32 rounded to nearest, ties to even, in "fp16", "bf16" or "tf32" (10 bits after the point), as float32 again."""
+    if form in _DTYPES:
+        return x.to(_DTYPES[form]).to(x.dtype)
+    bits = x.float().contiguous().view(torch.int32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32).to(x.dtype)
+
+
+def multiplies(module: nn.Module) -> bool:
+    """Whether the module multiplies matrices, which is what TF32 is about: it has a weight of two axes or more."""
+    return any(parameter.dim() > 1 for parameter in module.parameters())
+
+
+def weights_rounded(module: nn.Module, form: str) -> nn.Module:
+    """A copy of the module with its weights, though not its biases, rounded."""
+    weights = {id(p): nn.Parameter(rounded(p.detach(), form), requires_grad=False) for p in module.parameters() if p.dim() > 1}
+    others = {id(t): t for t in (*module.parameters(), *module.buffers()) if id(t) not in weights}
+    return deepcopy(module, {**others, **weights})

@@ -1,0 +1,247 @@
+"""How far two arrays are apart, counted in what float32 can give for this layer on this data.
+
+Four arrays of one shape: `ref` is the reference's, `y64` ours in float64, `c32` ours in float32 on one thread of a CPU (the
+yardstick), `d32` ours on the device and in the precision under test. With rms over the elements
+
+    noise     = max(rms(c32 - y64), 2^-25 rms(y64), the layer's own floor)
+    reference = rms(ref - y64) / noise        do we mean what Caffe means?
+    device    = rms(d32 - y64) / noise        does this device compute it well enough?
+
+and the same with the largest magnitude and 2^-24. Passed where both are at most 16, by the largest both at most 32.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 17  # elements judged at a time, so that all intermediate arrays stay in the cache
+SMALLEST = 2.0**-149  # of float32
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest ratios that pass: of the root mean squares, and of the largest errors."""
+
+    rms: float = 16.0
+    largest: float = 32.0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What an array's finite values are like, and how many are not finite."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    nan: int
+    inf: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One array of ours beside the reference's.
+
+    reference, device          ratios of root mean squares to the noise (see the module)
+    reference_max, device_max  the same of the largest errors
+    noise, noise_max           what they are divided by, in the array's own unit
+    equal                      d32 and ref agree bit for bit (-0 and 0, and all NaN, count as equal)
+    strange                    places where one is NaN or Inf and the other is not that same
+    relative_l2, cosine        of d32 and ref; rms(d32 - ref) / rms(ref)
+    largest_error, at          max |d32 - ref| and its index
+    ulp                        largest distance of d32 and ref in steps of float32
+    ours, theirs               moments of d32 and of ref
+    """
+
+    reference: float
+    device: float
+    reference_max: float
+    device_max: float
+    noise: float
+    noise_max: float
+    equal: bool
+    strange: int
+    relative_l2: float
+    cosine: float
+    largest_error: float
+    at: tuple[int, ...]
+    ulp: int
+    ours: Moments
+    theirs: Moments
+
+    @property
+    def ratio(self) -> float:
+        return max(self.reference, self.device)
+
+    @property
+    def ratio_max(self) -> float:
+        return max(self.reference_max, self.device_max)
+
+    @property
+    def bits(self) -> float:
+        """Bits of precision that d32 and ref share, of float32's 24."""
+        return 24.0 if self.relative_l2 == 0 else min(max(-math.log2(self.relative_l2), 0.0), 24.0)
+
+    def within(self, limits: Limits) -> bool:
+        return not self.strange and self.ratio <= limits.rms and self.ratio_max <= limits.largest
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The reference beside the whole net run from its inputs: ratios as in Judgement, `noise` and `error` relative to rms(y64)."""
+
+    ratio: float
+    ratio_max: float
+    noise: float
+    error: float
+
+    def within(self, limits: Limits) -> bool:
+        return self.ratio <= limits.rms and self.ratio_max <= limits.largest
+
+
+def judge(ref: Tensor, y64: Tensor, c32: Tensor, d32: Tensor, floor: float = 0.0) -> Judgement:
+    """Compare arrays of one shape, all on the CPU. `floor`: an absolute difference that counts as noise."""
+    shape = tuple(ref.shape)
+    sums = _Sums()
+    flat = [x.reshape(-1) for x in (ref, y64, c32, d32)]
+    for start in range(0, flat[0].numel(), BLOCK):
+        sums.add(start, *(x[start : start + BLOCK] for x in flat))
+    n = max(sums.finite, 1)
+    rms = lambda square: math.sqrt(square / n)  # noqa: E731
+    noise = max(rms(sums.yard2), 2.0**-25 * rms(sums.y2), floor, SMALLEST)
+    noise_max = max(sums.yard_max, 2.0**-24 * sums.y_max, floor, SMALLEST)
+    return Judgement(
+        reference=rms(sums.ref2) / noise,
+        device=rms(sums.device2) / noise,
+        reference_max=sums.ref_max / noise_max,
+        device_max=sums.device_max / noise_max,
+        noise=noise,
+        noise_max=noise_max,
+        equal=sums.equal,
+        strange=sums.strange,
+        relative_l2=math.sqrt(sums.error2 / sums.r2) if sums.r2 else (0.0 if not sums.error2 else math.inf),
+        cosine=sums.dot / math.sqrt(sums.r2 * sums.d2) if sums.r2 and sums.d2 else float(sums.r2 == sums.d2),
+        largest_error=sums.error_max,
+        at=_index(sums.error_at, shape),
+        ulp=sums.ulp,
+        ours=_moments(sums.d1, sums.d2, sums.d_low, sums.d_high, sums.d_nan, sums.d_inf, n if sums.finite else 0),
+        theirs=_moments(sums.r1, sums.r2, sums.r_low, sums.r_high, sums.r_nan, sums.r_inf, n if sums.finite else 0),
+    )
+
+
+def growth(ref: Tensor, y64: Tensor, c32: Tensor, d32: Tensor | None = None, floor: float = 0.0) -> Growth:
+    """The end-to-end ratios; `d32` where it was run."""
+    error = ref.double() - y64
+    yard = c32.double() - y64
+    keep = torch.isfinite(error) & torch.isfinite(yard)
+    if not keep.all():
+        error, yard, y64 = error[keep], yard[keep], y64[keep]
+    if not y64.numel():
+        return Growth(0.0, 0.0, 0.0, 0.0)
+    worst, worst_max = _rms(error), _largest(error)
+    if d32 is not None:
+        device = d32.double()[keep] if d32.numel() != y64.numel() else d32.double()
+        device = device.reshape(y64.shape) - y64
+        worst, worst_max = max(worst, _rms(device)), max(worst_max, _largest(device))
+    scale = _rms(y64)
+    noise = max(_rms(yard), 2.0**-25 * scale, floor, SMALLEST)
+    noise_max = max(_largest(yard), 2.0**-24 * _largest(y64), floor, SMALLEST)
+    return Growth(worst / noise, worst_max / noise_max, noise / (scale or 1.0), worst / (scale or 1.0))
+
+
+def _rms(x: Tensor) -> float:
+    return math.sqrt(float(torch.dot(x.reshape(-1), x.reshape(-1))) / max(x.numel(), 1))
+
+
+def _largest(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, math.inf)) if x.numel() else 0.0
+
+
+def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    index = []
+    for size in reversed(shape):
+        index.append(flat % size if size else 0)
+        flat //= size or 1
+    return tuple(reversed(index))
+
+
+def _moments(total: float, square: float, low: float, high: float, nan: int, inf: int, n: int) -> Moments:
+    if not n:
+        return Moments(0.0, 0.0, 0.0, 0.0, nan, inf)
+    mean = total / n
+    return Moments(mean, math.sqrt(max(square / n - mean * mean, 0.0)), low, high, nan, inf)
+
+
+class _Sums:
+    """Running sums over blocks; the finite values only, except where a name says otherwise."""
+
+    def __init__(self) -> None:
+        self.finite = self.strange = self.ulp = self.error_at = 0
+        self.equal = True
+        self.yard2 = self.ref2 = self.device2 = self.error2 = self.y2 = 0.0
+        self.yard_max = self.ref_max = self.device_max = self.y_max = self.error_max = 0.0
+        self.dot = self.r1 = self.r2 = self.d1 = self.d2 = 0.0
+        self.r_low = self.d_low = math.inf
+        self.r_high = self.d_high = -math.inf
+        self.r_nan = self.r_inf = self.d_nan = self.d_inf = 0
+
+    def add(self, start: int, r32: Tensor, y: Tensor, c32: Tensor, d32: Tensor) -> None:
+        r, d = r32.double(), d32.double()
+        c = d if c32 is d32 else c32.double()
+        if not math.isfinite(float(y.sum() + r.sum() + d.sum() + c.sum())):
+            self.equal &= bool(((r32 == d32) | (r32.isnan() & d32.isnan())).all())
+            r, y, c, d, r32, d32 = self._finite(r, y, c, d, r32, d32)
+        elif self.equal:
+            self.equal = torch.equal(r32, d32)
+        if not y.numel():
+            return
+        self.finite += y.numel()
+        error, yard, device, reference = d - r, c - y, d - y, r - y
+        self.ref2 += float(reference.dot(reference))
+        self.ref_max = max(self.ref_max, _largest(reference))
+        self.yard2 += float(yard.dot(yard))
+        self.yard_max = max(self.yard_max, _largest(yard))
+        self.device2 += float(device.dot(device))
+        self.device_max = max(self.device_max, _largest(device))
+        self.y2 += float(y.dot(y))
+        self.y_max = max(self.y_max, _largest(y))
+        self.dot += float(r.dot(d))
+        self.r2 += float(r.dot(r))
+        self.d2 += float(d.dot(d))
+        self.r1 += float(r.sum())
+        self.d1 += float(d.sum())
+        low, high = (float(v) for v in torch.aminmax(r32))
+        self.r_low, self.r_high = min(self.r_low, low), max(self.r_high, high)
+        low, high = (float(v) for v in torch.aminmax(d32))
+        self.d_low, self.d_high = min(self.d_low, low), max(self.d_high, high)
+        if self.equal:
+            return
+        self.error2 += float(error.dot(error))
+        self.ulp = max(self.ulp, int((_steps(r32) - _steps(d32)).abs().max()))
+        largest, at = error.abs().max(0)
+        if float(largest) > self.error_max:
+            self.error_max, self.error_at = float(largest), start + int(at)
+
+    def _finite(
+        self, r: Tensor, y: Tensor, c: Tensor, d: Tensor, r32: Tensor, d32: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Only the places where all are finite; counts the others, and those where the reference differs from all of ours."""
+        y32 = y.float().double()  # what float32 makes of it: a value beyond its range is Inf
+        keep = torch.isfinite(r) & torch.isfinite(y32) & torch.isfinite(c) & torch.isfinite(d)
+        same = lambda a, b: (a == b) | (a.isnan() & b.isnan())  # noqa: E731
+        # Intermediate values may overflow in float32 and not in float64: either of ours may agree.
+        agrees = (same(r, y32) | same(r, c)) & (same(d, y32) | same(d, c) | same(d, r))
+        self.strange += int((~keep & ~agrees).sum())
+        self.r_nan += int(r.isnan().sum())
+        self.r_inf += int(r.isinf().sum())
+        self.d_nan += int(d.isnan().sum())
+        self.d_inf += int(d.isinf().sum())
+        return r[keep], y[keep], c[keep], d[keep], r32[keep], d32[keep]
+
+
+def _steps(x: Tensor) -> Tensor:
+    """float32 as integers in the same order, neighbours one apart."""
+    bits = x.contiguous().view(torch.int32).long()
+    return torch.where(bits < 0, -(2**31) - bits, bits)
