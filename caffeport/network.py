@@ -79,9 +79,10 @@ class Network(nn.Module):
         if blob in self.graph.blobs:
             target = self.graph.blobs[blob]
         else:
-            target = next((Operand(top) for step in self.graph.steps for top in step.tops if top.key == blob), None)
-        if target is None:
-            raise InputError(f"the net has no blob {blob!r}; it has {_listing(self.graph.blobs)}")
+            written = [top for step in self.graph.steps for top in step.tops if top.key == blob]
+            if not written:
+                raise InputError(f"the net has no blob {blob!r}; it has {_listing(self.graph.blobs)}")
+            target = Operand(written[0])
         needed = _needed(self.graph, [target])
         steps = [step for step in self.graph.steps if any(top in needed for top in step.tops)]
         graph = Graph(
@@ -310,12 +311,10 @@ def _plan(
     """Calls for `forward`, each with the slots that nothing needs after it."""
     readers: dict[Value, list[Step | None]] = {}
     for step in graph.steps:
-        for operand in step.bottoms:
-            for value in filter(None, (operand.value, operand.like)):
-                readers.setdefault(value, []).append(step)
+        for value in step.reads:
+            readers.setdefault(value, []).append(step)
     for name in graph.outputs:
-        operand = graph.blobs[name]
-        for value in filter(None, (operand.value, operand.like)):
+        for value in graph.blobs[name].values:
             readers.setdefault(value, []).append(None)
     writer = {top: step for step in graph.steps for top in step.tops}
 
@@ -336,18 +335,18 @@ def _plan(
     for i, step in enumerate(graph.steps):
         if step.key in skip:
             continue
-        value = step.bottoms[0].value if step.bottoms else None
+        bottom = step.bottoms[0].value if step.bottoms else None
         after = graph.steps[i + 1] if i + 1 < len(graph.steps) else None
-        read = [v for operand in step.bottoms for v in (operand.value, operand.like) if v]
+        read = step.reads
         if after and pairs_with(step, after):
             skip.add(after.key)
             calls.append((_affine_batch_norm(step, after, names), after, read))
         elif (
             step.layer.overwrites
-            and value in writer
-            and writer[value].layer.fresh
+            and bottom in writer
+            and writer[bottom].layer.fresh
             and step.bottoms[0].like is None
-            and only_reader(value, step)
+            and only_reader(bottom, step)
         ):
             calls.append((_relu_in_place(step, names[step.key]), step, read))
         else:
@@ -363,10 +362,10 @@ def _plan(
 
 
 def _needed(graph: Graph, targets: Iterable[Operand]) -> set[Value]:
-    needed = {value for operand in targets for value in (operand.value, operand.like) if value}
+    needed = {value for operand in targets for value in operand.values}
     for step in reversed(graph.steps):
         if any(top in needed for top in step.tops):
-            needed |= {value for operand in step.bottoms for value in (operand.value, operand.like) if value}
+            needed.update(step.reads)
     return needed
 
 

@@ -1,4 +1,6 @@
-"""When two arrays agree, for tests on real Caffe's numbers."""
+"""When two arrays agree, for tests on real Caffe's numbers; and the arrays of a file."""
+
+from pathlib import Path
 
 import numpy as np
 
@@ -32,3 +34,9 @@ def disagreement(got: Array, want: Array, *, exact: bool = False) -> str | None:
             f"largest, allowed {LARGEST:.0e}: {ours[worst]} for {theirs[worst]}"
         )
     return None
+
+
+def arrays(path: Path) -> dict[str, Array]:
+    """All arrays of an .npz file, which is closed again."""
+    with np.load(path) as file:
+        return dict(file)

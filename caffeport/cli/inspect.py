@@ -38,8 +38,11 @@ class Row:
 
 @click.command()
 @net_options
+@click.option(
+    "--quirks", is_flag=True, help="Only where Caffe differs from the obvious PyTorch or ONNX layer, for this net."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def inspect(net: str, weights: str | None, as_json: bool, **how: Any) -> None:
+def inspect(net: str, weights: str | None, quirks: bool, as_json: bool, **how: Any) -> None:
     """What NET holds, a prototxt, .caffemodel, .caffemodel.h5, mean file or converted folder; with WEIGHTS: of both."""
     if weights is None and Path(net).is_dir():
         net = str(Path(net) / "deploy.prototxt")  # of a converted folder
@@ -60,7 +63,12 @@ def inspect(net: str, weights: str | None, as_json: bool, **how: Any) -> None:
             click.echo(_file_line(file))
             _print_layers([_unbuilt_row(spec) for spec in file.net.layer])
         raise
-    print_json(_facts(description)) if as_json else _show(description)
+    if as_json:
+        print_json(_facts(description))
+    elif quirks:
+        _show_quirks(description)
+    else:
+        _show(description)
 
 
 def _row(step: Step) -> Row:
@@ -130,6 +138,15 @@ def _show(description: Description) -> None:
     click.echo(f"{len(rows)} layers, {sum(row.parameters or 0 for row in rows):,} parameters, {work}")
     for warning in (*description.warnings, *graph.warnings):
         click.echo(f"warning: {warning}", err=True)
+
+
+def _show_quirks(description: Description) -> None:
+    found = description.graph.quirks()
+    for quirk in found:
+        click.echo(f"{visible(quirk.layer)}: {quirk.what}\n    caffeport: {quirk.handled}")
+    click.echo(
+        f"{len(found)} places where Caffe's semantics differ" if found else "none applies: no layer of this net differs"
+    )
 
 
 def _file_line(file: ModelFile) -> str:

@@ -1,7 +1,7 @@
 """Convolution and its like: layers that read convolution_param."""
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -44,8 +44,8 @@ class Convolutional(Layer):
     """What Convolution, Deconvolution and Im2col share: the window's geometry."""
 
     param_field = "convolution_param"
-    bottom_count = (1, None)
-    top_count = (1, None)
+    bottom_count: ClassVar[tuple[int, int | None]] = (1, None)
+    top_count: ClassVar[tuple[int, int | None]] = (1, None)
     same_shape_bottoms = True
     per_bottom = True
     fresh = True

@@ -1,6 +1,6 @@
 """Layers without bottoms: inputs that the caller feeds, and constant sources."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -17,8 +17,8 @@ class DataLayer(Layer):
     """An input: its tops are fed by the caller. Its transform_param stays readable on `spec`."""
 
     is_input = True
-    bottom_count = (0, 0)
-    top_count = (1, None)
+    bottom_count: ClassVar[tuple[int, int | None]] = (0, 0)
+    top_count: ClassVar[tuple[int, int | None]] = (1, None)
 
     def first(self) -> Shape:
         """Shape of the first top, the data."""

@@ -46,6 +46,11 @@ class Documentation:
         return {name: " ".join(filter(None, lines)) for name, lines in sections.items()}
 
     @property
+    def difference(self) -> str:
+        """How PyTorch's layer differs, or that it does not; without the part on ONNX."""
+        return self.sections.get("PyTorch", "").partition(" ONNX:")[0]
+
+    @property
     def family(self) -> str:
         """The file that describes it, such as "pooling"."""
         return self.cls.__module__.rpartition(".")[2]
@@ -67,9 +72,9 @@ def documentation() -> list[Documentation]:
 
 def support_table() -> str:
     """All types as a Markdown table: the one in the README."""
-    rows = ["| Type | What it does | Source |", "| --- | --- | --- |"]
+    rows = ["| Type | What it does | In PyTorch |", "| --- | --- | --- |"]
     for entry in documentation():
         name = f"`{entry.layer_type}`" + (f" ({entry.variant})" if entry.variant else "")
-        source = entry.sections.get("Source", "").partition(",")[0]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (name, entry.summary, source)) + " |")
+        cells = (name, entry.summary, entry.difference)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"

@@ -33,7 +33,7 @@ class Eltwise(Layer):
     @property
     def loses_first(self) -> bool:
         """In place, Caffe clears the top, which is the first bottom, before a sum or maximum."""
-        return self.param.operation != PROD and self.spec.top[0] == self.spec.bottom[0]
+        return bool(self.param.operation != PROD and self.spec.top[0] == self.spec.bottom[0])
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         coefficients = len(self.param.coeff)

@@ -116,7 +116,7 @@ class Pooling(Layer):
             not any(pad) and any(s > k for s, k in zip(stride, kernel, strict=True))
         ):
             return Pool("max" if method == MAX else "average", kernel, stride, pad, self.floor)
-        stock = nn.MaxPool2d if method == MAX else nn.AvgPool2d
+        stock: type[nn.Module] = nn.MaxPool2d if method == MAX else nn.AvgPool2d
         return stock(_pair(kernel), _pair(stride), _pair(pad), ceil_mode=not self.floor)
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:

@@ -17,6 +17,7 @@ from .base import Layer, register, type_name
 class TrainingOnly(Layer):
     """Computes a loss, targets or a score for training and evaluation; not built.
 
+    Shapes   any bottoms; not built
     Raises   UnsupportedLayer, always
     PyTorch  nothing. ONNX: nothing.
     Source   the forks' layer lists; caffe.proto of each

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 PAIRS = 1 << 20  # overlaps that are computed at once, about; bounds memory at any number of boxes
 
@@ -10,16 +11,17 @@ def overlap(a: Tensor, b: Tensor, extra: float, least: float) -> Tensor:
     """Intersection over union of boxes a (4, G, M) with b (4, G, N), corners along the first axis: (G, M, N).
 
     extra  added to each side: 1 where corners are whole pixels and inclusive, else 0
-    least  a common side (before `extra`) below this counts as no overlap
+    least  a common side not above this, `extra` included, counts as no overlap
     """
     sides = []
     for low, high in ((0, 2), (1, 3)):
-        side = torch.minimum(a[high, :, :, None], b[high, :, None]) - torch.maximum(a[low, :, :, None], b[low, :, None])
-        sides.append(side.masked_fill_(~(side >= least), -extra).add_(extra))
+        side = torch.minimum(a[high, :, :, None], b[high, :, None])
+        side -= torch.maximum(a[low, :, :, None], b[low, :, None])
+        sides.append(F.threshold_(side.add_(extra) if extra else side, least, 0.0))
     common = sides[0].mul_(sides[1])
     area_a, area_b = ((x[2] - x[0] + extra) * (x[3] - x[1] + extra) for x in (a, b))
     union = (area_a[:, :, None] + area_b[:, None]).sub_(common)
-    return common.div_(union).masked_fill_(~(common > 0), 0.0)  # 0 / 0 and NaN too
+    return common.div_(union).nan_to_num_(0.0)  # empty boxes, or infinite ones
 
 
 def front(mask: Tensor, *rows: Tensor) -> list[Tensor]:
@@ -80,7 +82,8 @@ def nms(
         if index.shape[1] <= block or (limit is not None and int(done.min()) >= limit):
             break
         mask, chosen = front(kept, head)
-        chosen = chosen.masked_fill(~mask, float("nan"))
+        chosen[:2].masked_fill_(~mask, float("inf"))  # what fills up a row overlaps nothing
+        chosen[2:].masked_fill_(~mask, float("-inf"))
         boxes, index, worst, valid = boxes[:, :, block:], index[:, block:], worst[:, block:], valid[:, block:]
         if chosen.shape[2]:
             worst = torch.maximum(worst, overlap(chosen, boxes, extra, least).amax(1))

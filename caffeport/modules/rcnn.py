@@ -198,7 +198,7 @@ class Proposal(nn.Module):
         score, order = score.sort(dim=0, descending=True, stable=True)
         score, boxes = score[: self.before], boxes[order[: self.before]]
         valid = torch.ones_like(score, dtype=torch.bool)[None]
-        least = -1.0 if self.python else 0.0  # the C++ layer calls boxes with a gap of less than a pixel disjoint
+        least = 0.0 if self.python else 1.0 - 2**-24  # the C++ layer calls boxes with a gap of less than a pixel disjoint
         keep = nms(boxes.t().contiguous()[:, None], valid, self.nms_threshold, 1.0, least, limit=self.after)[0]
         chosen = keep.nonzero().flatten()[: self.after]
         rois = F.pad(boxes[chosen], (1, 0))

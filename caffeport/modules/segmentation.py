@@ -47,8 +47,8 @@ def placed(x: Tensor, index: Tensor, height: int, width: int) -> Tensor:
         order = torch.arange(x.shape[2], device=x.device).expand_as(index)
         last = torch.zeros_like(plane, dtype=torch.long).scatter_reduce(2, index, order, "amax", include_self=False)
         x = torch.where(last.gather(2, index) == order, x, 0.0)
-        return plane.scatter_add(2, index, x).reshape(*x.shape[:2], height, width)
-    return plane.scatter(2, index, x).reshape(*x.shape[:2], height, width)
+        return plane.scatter_add_(2, index, x).reshape(*x.shape[:2], height, width)
+    return plane.scatter_(2, index, x).reshape(*x.shape[:2], height, width)
 
 
 class MaskUpsample(nn.Module):

@@ -75,9 +75,9 @@ class Slice(nn.Module):
         if self.parts == 1:
             return x
         if not self.points:
-            return x.split(x.shape[self.axis] // self.parts, self.axis)
+            return torch.split(x, x.shape[self.axis] // self.parts, self.axis)
         edges = (0, *self.points, x.shape[self.axis])
-        return x.split([b - a for a, b in pairwise(edges)], self.axis)
+        return torch.split(x, [b - a for a, b in pairwise(edges)], self.axis)
 
 
 class Crop(nn.Module):

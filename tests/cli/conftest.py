@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from caffeport.cli import main
+from tests.agreement import arrays
 from tests.conftest import DIGITS
 
 NET = str(DIGITS / "deploy.prototxt")
@@ -28,5 +29,5 @@ def caffeport() -> Callable[..., Result]:
 def inputs(tmp_path: Path) -> Path:
     """An .npz file with the eight pictures of reference.npz."""
     path = tmp_path / "in.npz"
-    np.savez(path, data=np.load(DIGITS / "reference.npz")["in::data"])
+    np.savez(path, data=arrays(DIGITS / "reference.npz")["in::data"])
     return path

@@ -3,6 +3,7 @@ import json
 import numpy as np
 
 import caffeport as api
+from tests.agreement import arrays
 from tests.cli.conftest import NET, WEIGHTS
 from tests.conftest import DIGITS
 
@@ -13,8 +14,8 @@ def test_a_folder_that_gives_caffes_answers(caffeport, inputs, tmp_path):
     assert result.exit_code == 0
     for path in folder.iterdir():
         assert f"{path}: {path.stat().st_size:,} bytes" in result.stdout
-    answers = api.load(folder)(np.load(inputs)["data"]).argmax(1)
-    assert answers.tolist() == np.load(DIGITS / "predictions.npz")["argmax"][:8].tolist()
+    answers = api.load(folder)(arrays(inputs)["data"]).argmax(1)
+    assert answers.tolist() == arrays(DIGITS / "predictions.npz")["argmax"][:8].tolist()
 
 
 def test_json(caffeport, tmp_path):

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.agreement import arrays
 from tests.cli.conftest import NET, WEIGHTS
 from tests.conftest import DIGITS
 
@@ -13,7 +14,7 @@ def test_all_blobs_as_caffe_computed_them(caffeport, inputs, tmp_path):
     out = tmp_path / "out.npz"
     result = caffeport("run", NET, WEIGHTS, "--inputs", inputs, "-o", out)
     assert result.exit_code == 0
-    blobs, reference = np.load(out), dict(np.load(DIGITS / "reference.npz"))
+    blobs, reference = arrays(out), arrays(DIGITS / "reference.npz")
     del reference["in::data"]
     assert set(blobs.files) >= set(reference)
     assert f"{len(blobs.files)} blobs" in result.stdout
@@ -30,7 +31,7 @@ def test_until(caffeport, inputs, tmp_path):
     shapes = json.loads(result.stdout)
     assert shapes["pool2"] == [8, 32, 4, 4]
     assert not any(name.startswith("ip1") for name in shapes)
-    assert {name: list(blob.shape) for name, blob in np.load(out).items()} == shapes
+    assert {name: list(blob.shape) for name, blob in arrays(out).items()} == shapes
 
 
 @pytest.mark.parametrize(

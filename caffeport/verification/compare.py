@@ -1,0 +1,235 @@
+"""Runs the net beside the reference, a layer at a time: each layer alone on the reference's own bottoms, and all from the input.
+
+Where the reference lacks a bottom, the layers from the nearest stored values on are run and judged as one segment.
+Values are dropped after their last reader, so memory holds a few layers' blobs and no more.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..graph import Operand, Step, Value
+from ..layers import Shape, text
+from ..network import Network
+from .arithmetic import TRUTH, YARDSTICK, Arithmetic
+from .judge import Growth, Judgement, growth, judge
+from .reference import Reference, Stored
+
+Values = dict[Value, Tensor]
+
+
+@dataclass
+class Comparison:
+    """One top of one layer beside the reference.
+
+    alone     fed with the reference's own bottoms; otherwise `segment` names the layers run since the last stored values
+    reason    why it was not judged, or ""
+    problem   why the layer is wrong without a number, or ""
+    """
+
+    step: Step
+    top: Value | None
+    alone: bool = False
+    segment: tuple[str, ...] = ()
+    reason: str = ""
+    problem: str = ""
+    judgement: Judgement | None = None
+    growth: Growth | None = None
+    items: int | None = None
+
+
+class Walk:
+    """One walk through the net, on two roads at once.
+
+    local  values computed from the reference's own: in float64, in float32 on one thread, and in the arithmetic under test
+    whole  values computed from the inputs alone: in float64, and in float32 on one thread
+    """
+
+    def __init__(
+        self, network: Network, reference: Reference, stored: dict[Value, Stored], inputs: Values, shapes: dict[str, Shape], tested: Arithmetic
+    ) -> None:
+        self.network = network
+        self.graph = network.graph
+        self.reference = reference
+        self.stored = stored
+        self.shapes = shapes
+        self.tested = tested
+        self.same = tested.dtype == torch.float32 and tested.device.type == "cpu" and not tested.tf32 and torch.get_num_threads() == 1
+        self.local: tuple[Values, Values, Values] = {}, {}, {}
+        self.whole: tuple[Values, Values] = {}, {}
+        self.known: Values = {}  # what the reference says, float32 on the CPU; inputs too
+        self.since: dict[Value, tuple[str, ...]] = {}  # layers run since stored values, where a value is computed
+        self.items: dict[Value, int] = {}  # values of the first items of the batch only
+        self.parted: set[Value] = set()  # where both roads differ, because the reference has been put in
+        self.lost: dict[Value, str] = {}  # values that could not be computed on the local road, and why
+        self.last = _last_use(network)
+        for value, array in inputs.items():
+            self.known[value] = array
+            for lane in self.whole:
+                lane[value] = array
+
+    def run(self, on_row: Callable[[Comparison], bool]) -> None:
+        """Call `on_row` with each comparison, in the net's order, until it gives False."""
+        with torch.no_grad():
+            for index, step in enumerate(self.graph.steps):
+                for row in self._step(step):
+                    if not on_row(row):
+                        return
+                self._free(index)
+
+    # ---- one layer
+
+    def _step(self, step: Step) -> list[Comparison]:
+        problem = self._run(step)
+        if not step.tops:
+            return [Comparison(step, None, reason="it has no top")]
+        return [self._top(step, top, problem) for top in step.tops]
+
+    def _run(self, step: Step) -> str:
+        """Compute the layer on both roads. Gives why it cannot run on the local one, if it is the layer's own fault."""
+        reads = [value for operand in step.bottoms for value in (operand.value, operand.like) if value]
+        lost = next((self.lost[value] for value in reads if value in self.lost), "")
+        problem = ""
+        if lost:
+            self.lost |= dict.fromkeys(step.tops, lost)
+        else:
+            problem = self._run_local(step)
+        shared = not lost and not problem and not any(value in self.parted for value in reads)
+        if shared:
+            for mine, theirs in zip(self.local, self.whole, strict=False):
+                theirs |= {top: mine[top] for top in step.tops if top in mine}
+            return problem
+        self.parted.update(step.tops)
+        if all(value in self.whole[0] for value in reads):
+            try:
+                self._compute(self.whole, step, [[_see(o, lane) for o in step.bottoms] for lane in self.whole])
+            except (RuntimeError, ValueError, IndexError):
+                pass  # a layer before gave another shape than Caffe, which was reported there
+        return problem
+
+    def _run_local(self, step: Step) -> str:
+        cut = {operand.value: self.items[operand.value] for operand in step.bottoms if operand.value in self.items}
+        if cut and not step.layer.batch_independent:
+            self.lost |= dict.fromkeys(step.tops, "the reference holds fewer items than the input, and this layer mixes them")
+            return ""
+        batch = {size for value in cut if (size := self.shapes[value.key][0]) is not None}
+        keep = min(cut.values()) if cut else None
+        lanes = [[self._bottom(operand, lane, keep, batch) for operand in step.bottoms] for lane in self.local]
+        try:
+            self._compute(self.local, step, lanes)
+        except (RuntimeError, ValueError, IndexError) as error:
+            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.lost |= dict.fromkeys(step.tops, f"layer {step.key!r} cannot run")
+            return f"cannot run on the reference's bottoms: {message}"
+        since = dict.fromkeys(key for operand in step.bottoms for key in self.since.get(operand.value, ()))
+        for top in step.tops:
+            self.since[top] = (*since, step.key)
+            if keep is not None:
+                self.items[top] = keep
+        return ""
+
+    def _compute(self, lanes: Sequence[Values], step: Step, bottoms: Sequence[list[Tensor]]) -> None:
+        for arithmetic, lane, args in zip((TRUTH, YARDSTICK, self.tested), lanes, bottoms, strict=False):
+            if arithmetic is self.tested and self.same:
+                lane |= {top: lanes[1][top] for top in step.tops if top in lanes[1]}
+            else:
+                lane |= zip(step.tops, arithmetic.run(self.network, step, args), strict=False)
+
+    def _bottom(self, operand: Operand, lane: Values, keep: int | None, batch: set[int]) -> Tensor:
+        x = self.known[operand.value] if operand.value in self.known else lane[operand.value]
+        if keep is not None and x.dim() and x.shape[0] > keep and x.shape[0] in batch:
+            x = x[:keep]
+        if operand.like is None:
+            return x
+        like = self.known[operand.like] if operand.like in self.known else lane[operand.like]
+        return x.reshape(like.shape) if keep is None else x.reshape(keep, *like.shape[1:])
+
+    # ---- one top
+
+    def _top(self, step: Step, top: Value, problem: str) -> Comparison:
+        segment = self.since.get(top, ())
+        row = Comparison(step, top, alone=segment == (step.key,), segment=segment, problem=problem)
+        at = self.stored.get(top)
+        if at is None:
+            row.reason = "the reference does not hold it"
+            return row
+        ref = torch.from_numpy(self.reference.read(at.key))
+        row.items = at.items
+        floor = step.layer.noise_floor
+        if top in self.lost:
+            row.reason = "" if problem else self.lost.pop(top)
+            self.lost.pop(top, None)
+        else:
+            self._judge(row, ref, [lane[top] for lane in self.local], floor)
+        if top in self.whole[0]:
+            ours = [lane[top][: ref.shape[0]] if at.items is not None else lane[top] for lane in self.whole]
+            if ours[0].shape == ref.shape:
+                row.growth = growth(ref, *ours, floor=floor)
+        self._put(top, ref, at)
+        return row
+
+    def _judge(self, row: Comparison, ref: Tensor, ours: list[Tensor], floor: float) -> None:
+        assert row.top is not None
+        items = min(ref.shape[0], ours[0].shape[0]) if ref.dim() and ours[0].dim() and (row.items is not None or row.top in self.items) else None
+        ref, ours = (ref[:items], [x[:items] for x in ours]) if items is not None else (ref, ours)
+        if ours[0].shape != ref.shape:
+            row.problem = f"gives shape {text(tuple(ours[0].shape))}, the reference has {text(tuple(ref.shape))}"
+            return
+        y64, c32, d32 = ours
+        d32 = c32 if d32 is c32 else d32.cpu().float()
+        row.judgement = judge(ref, y64, c32, d32, floor)
+
+    def _put(self, top: Value, ref: Tensor, at: Stored) -> None:
+        """From here on readers get the reference's numbers."""
+        self.known[top] = ref
+        self.since.pop(top, None)
+        self.items.pop(top, None)
+        if at.items is not None:
+            self.items[top] = at.items
+        self.parted.add(top)
+        for lane in self.local:
+            lane.pop(top, None)
+
+    def _free(self, index: int) -> None:
+        for value in self.last.get(index, ()):
+            for values in (*self.local, *self.whole, self.known):
+                values.pop(value, None)
+
+
+def _see(operand: Operand, lane: Values) -> Tensor:
+    x = lane[operand.value]
+    return x if operand.like is None else x.reshape(lane[operand.like].shape)
+
+
+def _last_use(network: Network) -> dict[int, list[Value]]:
+    """For each step, by index, the values that nothing needs after it. What the outputs are made of is kept."""
+    graph = network.graph
+    last: dict[Value, int] = {}
+    for index, step in enumerate(graph.steps):
+        last |= dict.fromkeys(step.tops, index)
+        last |= {value: index for operand in step.bottoms for value in (operand.value, operand.like) if value}
+    for name in graph.outputs:
+        operand = graph.blobs[name]
+        for value in (operand.value, operand.like):
+            last.pop(value, None)  # type: ignore[arg-type]
+    uses: dict[int, list[Value]] = {}
+    for value, index in last.items():
+        uses.setdefault(index, []).append(value)
+    return uses
+
+
+def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[str, Tensor]:
+    """The net's outputs, run from its inputs in one arithmetic, a layer at a time."""
+    values = dict(inputs)
+    last = _last_use(network)
+    with torch.no_grad():
+        for index, step in enumerate(network.graph.steps):
+            values |= zip(step.tops, arithmetic.run(network, step, [_see(o, values) for o in step.bottoms]), strict=False)
+            for value in last.get(index, ()):
+                values.pop(value, None)
+    return {name: _see(network.graph.blobs[name], values).cpu() for name in network.graph.outputs}
+
+
+__all__ = ["Comparison", "Values", "Walk", "run_whole"]
