@@ -60,6 +60,34 @@ def _is_met(rule: Message, state: Message) -> bool:
     )
 
 
+def refuse_lost_bottoms(net: Message, kept: Message, given: Collection[str]) -> None:
+    """Raise InputError where layers of `kept` read blobs that only layers of `net` which the rules left out write.
+
+    given  blobs that the caller feeds
+    """
+    made: set[str] = set(given)
+    lost: dict[str, str] = {}
+    writers: dict[str, set[str]] = {}
+    for layer in net.layer:
+        for top in layer.top:
+            writers.setdefault(top, set()).add(layer.name)
+    for layer in kept.layer:
+        lost |= {name: layer.name for name in layer.bottom if name not in made and name in writers and name not in lost}
+        made.update(layer.top)
+    later = {top for layer in kept.layer for top in layer.top}
+    lost = {name: reader for name, reader in lost.items() if name not in later}
+    if lost:
+        state = kept.state
+        what = ", ".join(
+            f"{name!r} (written by {', '.join(map(repr, sorted(writers[name])))}; read by {reader!r})"
+            for name, reader in lost.items()
+        )
+        raise InputError(
+            f"phase {PHASES[state.phase]}, level {state.level}, stages {list(state.stage)} leave out the layers that "
+            f"write {what}; {rules_hint(net)}; pass phase, stages or level (--phase, --stage, --level), or feed the blob"
+        )
+
+
 def known_stages(net: Message) -> set[str]:
     """Stages that the rules of the net's layers name."""
     return {stage for rule in _rules(net) for stage in (*rule.stage, *rule.not_stage)}
@@ -76,7 +104,7 @@ def _rules(net: Message) -> Iterable[Message]:
     return (rule for layer in net.layer for rule in (*layer.include, *layer.exclude))
 
 
-# From a training net to a deploy net
+# From a training net to a deploy net, and deploy nets in which something of the training net was left
 
 # What a loss leaves behind: what it computes from its first bottom before it looks at the labels.
 _LEFT_BY_LOSS = {"SoftmaxWithLoss": "Softmax", "SigmoidCrossEntropyLoss": "Sigmoid"}
@@ -173,6 +201,40 @@ def to_deploy(net: Message) -> tuple[Message, list[str]]:
         deploy.CopyFrom(net)
         notes = ["nothing cut, since nothing that computes would be left"] if notes else []
     return deploy, notes
+
+
+def cut_unfed(net: Message, given: Collection[str] = ()) -> tuple[Message, list[str]]:
+    """The net without the losses, accuracies and sinks that read a label which no layer makes, and a sentence for each.
+
+    given  blobs that the caller feeds, so that they are not missing
+
+    Real Caffe refuses such a file. Everything else stays as it is: a missing blob that any other layer reads is an
+    error of the net, which building it will report. So is a net of which nothing that computes would be left.
+    """
+    nodes, missing = _wire(net)
+    later = {name for layer in net.layer for name in layer.top}
+    missing = [version for version in missing if version.name not in given and version.name not in later]
+    if not missing:
+        return net, []
+    _mark_labels(nodes, missing)
+    notes = []
+    for node in nodes:
+        unfed = [version.name for version in node.bottoms if _is_cut(version)]
+        node.cut = bool(unfed)
+        if unfed:
+            blobs = ", ".join(map(repr, unfed))
+            notes.append(
+                f"layer {node.layer.name!r} ({node.layer.type}) cut: it reads {blobs}, which no layer makes; "
+                "to keep it, feed the label: give its shape (inputs={...} or --input)"
+            )
+    kept = [node.layer for node in nodes if not node.cut]
+    if not notes or not any(layer.bottom for layer in kept):
+        return net, []
+    result = NetParameter()
+    result.CopyFrom(net)
+    del result.layer[:]
+    result.layer.extend(kept)
+    return result, notes
 
 
 def _wire(net: Message) -> tuple[list[_Node], list[_Version]]:

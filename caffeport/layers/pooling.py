@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import ShapeError, UnsupportedLayer
 from ..formats.schema import Message
-from ..modules.geometry import pooled_size, spp_window
+from ..modules.geometry import pooled_size, spp_window, torch_pools_alike
 from .base import Layer, Quirk, Shape, register, text
 
 if TYPE_CHECKING:
@@ -111,10 +111,7 @@ class Pooling(Layer):
             return nn.AdaptiveMaxPool2d(1) if method == MAX else nn.AdaptiveAvgPool2d(1)
         if mask:
             return MaxPoolMask(kernel, stride, pad, self.floor)
-        # torch refuses a pad above half the kernel, and never places a window outside the image
-        if any(p > k // 2 for p, k in zip(pad, kernel, strict=True)) or (
-            not any(pad) and any(s > k for s, k in zip(stride, kernel, strict=True))
-        ):
+        if not torch_pools_alike(kernel, stride, pad):
             return Pool("max" if method == MAX else "average", kernel, stride, pad, self.floor)
         stock: type[nn.Module] = nn.MaxPool2d if method == MAX else nn.AvgPool2d
         return stock(_pair(kernel), _pair(stride), _pair(pad), ceil_mode=not self.floor)

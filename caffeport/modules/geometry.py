@@ -17,6 +17,15 @@ def pooled_size(size: int, kernel: int, stride: int, pad: int, clip: bool, floor
     return n
 
 
+def torch_pools_alike(kernel: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...]) -> bool:
+    """Whether torch's own pooling, with ceil_mode, places Caffe's windows.
+
+    It refuses a pad above half the kernel, and never places a window outside of the image.
+    """
+    wide = any(p > k // 2 for p, k in zip(pad, kernel, strict=True))
+    return not wide and (any(pad) or all(s <= k for s, k in zip(stride, kernel, strict=True)))
+
+
 def spp_window(size: int, bins: int) -> tuple[int, int]:
     """Kernel (also the stride) and pad with which Caffe cuts `size` pixels into `bins`."""
     kernel = -(-size // bins)

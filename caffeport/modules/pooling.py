@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .geometry import pooled_size, spp_window
+from .geometry import pooled_size, spp_window, torch_pools_alike
 
 Sizes = tuple[int, ...]
 LOWEST = -3.4028234663852886e38  # -FLT_MAX, where Caffe's maximum starts
@@ -68,6 +68,10 @@ class MaxPoolMask(nn.Module):
         return f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}, ceil_mode={not self.floor}"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if torch_pools_alike(self.kernel, self.stride, self.padding):
+            window = (self.kernel, self.stride, self.padding)
+            largest, index = F.max_pool2d(x, *window, ceil_mode=not self.floor, return_indices=True)
+            return largest, index.to(x.dtype)
         height, width = x.shape[2:]
         y, _ = padded(x, self.kernel, self.stride, self.padding, self.floor, LOWEST)
         largest, index = F.max_pool2d(y, self.kernel, self.stride, return_indices=True)

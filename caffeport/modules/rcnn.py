@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .boxes import nms
 
-CHUNK = 1 << 23  # values of the pooling tables that are held at once, about
+CHUNK = 1 << 21  # values of the pooling tables that are held at once, about; some channels at a time stay in the cache
 
 
 def round_half_away(x: Tensor) -> Tensor:
@@ -79,11 +79,9 @@ class ROIPool(nn.Module):
             part = part.permute(0, 2, 3, 1).contiguous()
             tables = [t for rows in window_maxima(part, 1, y_levels) for t in window_maxima(rows, 2, x_levels)]
             values = torch.stack(tables).reshape(-1, part.shape[3])
-            largest = values.index_select(0, places[0])
-            for place in places[1:]:
-                largest = torch.maximum(largest, values.index_select(0, place))
-            parts.append(largest)
-        pooled = torch.cat(parts, 1).reshape(*empty.shape, channels).masked_fill(empty[..., None], 0.0)
+            corners = [values.index_select(0, place) for place in places]
+            parts.append(torch.maximum(torch.maximum(corners[0], corners[1]), torch.maximum(corners[2], corners[3])))
+        pooled = torch.cat(parts, 1).reshape(*empty.shape, channels).masked_fill_(empty[..., None], 0.0)
         return pooled.permute(0, 3, 1, 2)
 
 
@@ -109,15 +107,19 @@ class PSROIPool(nn.Module):
         zero = torch.zeros_like(top)
         y0, y1 = roi_bins(top, zero, (bottom - top).clamp(min=0.1), group, height)
         x0, x1 = roi_bins(left, zero, (right - left).clamp(min=0.1), group, width)
-        sums = F.pad(x.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
-        sums = sums.reshape(n, self.outputs, group * group, -1).permute(0, 2, 3, 1).reshape(-1, self.outputs)
+        sums = x.reshape(n, self.outputs, group * group, height, width).permute(0, 2, 3, 4, 1)
+        sums = sums.to(torch.float64, memory_format=torch.contiguous_format, copy=True).cumsum_(2).cumsum_(3)
+        sums = sums.reshape(-1, self.outputs)
         cell = torch.arange(group * group, device=x.device).reshape(group, group)
-        plane = (rois[:, 0].long()[:, None, None] * group * group + cell) * ((height + 1) * (width + 1))
+        plane = (rois[:, 0].long()[:, None, None] * group * group + cell) * (height * width)
 
-        def upto(y: Tensor, x: Tensor) -> Tensor:
-            return sums.index_select(0, (plane + y[:, :, None] * (width + 1) + x[:, None]).flatten())
+        def before(y: Tensor, x: Tensor) -> Tensor:
+            """Sum of all that lies above row y and left of column x in each bin's plane: (R * group^2, D)."""
+            y, x = y[:, :, None], x[:, None]
+            place = plane + (y - 1).clamp(min=0) * width + (x - 1).clamp(min=0)
+            return sums.index_select(0, place.flatten()).masked_fill_(((y == 0) | (x == 0)).flatten()[:, None], 0.0)
 
-        total = upto(y1, x1) - upto(y0, x1) - upto(y1, x0) + upto(y0, x0)
+        total = before(y1, x1) - before(y0, x1) - before(y1, x0) + before(y0, x0)
         area = ((y1 - y0).clamp(min=0)[:, :, None] * (x1 - x0).clamp(min=0)[:, None]).flatten()[:, None]
         mean = torch.where(area > 0, total / area.clamp(min=1), 0.0).to(x.dtype)
         return mean.reshape(-1, group, group, self.outputs).permute(0, 3, 1, 2)

@@ -15,6 +15,7 @@ from ..layers import Shape, text
 from ..network import Network
 from .arithmetic import TRUTH, YARDSTICK, Arithmetic
 from .judge import Growth, Judgement, growth, judge
+from .picture import Gallery
 from .reference import Reference, Stored
 
 Values = dict[Value, Tensor]
@@ -48,7 +49,8 @@ class Walk:
     """
 
     def __init__(
-        self, network: Network, reference: Reference, stored: dict[Value, Stored], inputs: Values, shapes: dict[str, Shape], tested: Arithmetic
+        self, network: Network, reference: Reference, stored: dict[Value, Stored], inputs: Values, shapes: dict[Value, Shape], tested: Arithmetic,
+        gallery: Gallery,
     ) -> None:
         self.network = network
         self.graph = network.graph
@@ -56,6 +58,7 @@ class Walk:
         self.stored = stored
         self.shapes = shapes
         self.tested = tested
+        self.gallery = gallery
         self.same = tested.dtype == torch.float32 and tested.device.type == "cpu" and not tested.tf32 and torch.get_num_threads() == 1
         self.local: tuple[Values, Values, Values] = {}, {}, {}
         self.whole: tuple[Values, Values] = {}, {}
@@ -79,6 +82,13 @@ class Walk:
                         return
                 self._free(index)
 
+    def outputs(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The net's outputs from the inputs on, in float64 and in float32 on one thread, as far as they could be computed."""
+        graph = self.graph
+        can = [name for name in graph.outputs if graph.blobs[name].value in self.whole[0]]
+        truth, yard = ({name: _see(graph.blobs[name], lane) for name in can} for lane in self.whole)
+        return {name: x.double() for name, x in truth.items()}, {name: x.float() for name, x in yard.items()}
+
     # ---- one layer
 
     def _step(self, step: Step) -> list[Comparison]:
@@ -89,7 +99,7 @@ class Walk:
 
     def _run(self, step: Step) -> str:
         """Compute the layer on both roads. Gives why it cannot run on the local one, if it is the layer's own fault."""
-        reads = [value for operand in step.bottoms for value in (operand.value, operand.like) if value]
+        reads = step.reads
         lost = next((self.lost[value] for value in reads if value in self.lost), "")
         problem = ""
         if lost:
@@ -114,7 +124,7 @@ class Walk:
         if cut and not step.layer.batch_independent:
             self.lost |= dict.fromkeys(step.tops, "the reference holds fewer items than the input, and this layer mixes them")
             return ""
-        batch = {size for value in cut if (size := self.shapes[value.key][0]) is not None}
+        batch = {size for value in cut if (size := self.shapes[value][0]) is not None}
         keep = min(cut.values()) if cut else None
         lanes = [[self._bottom(operand, lane, keep, batch) for operand in step.bottoms] for lane in self.local]
         try:
@@ -180,6 +190,7 @@ class Walk:
         y64, c32, d32 = ours
         d32 = c32 if d32 is c32 else d32.cpu().float()
         row.judgement = judge(ref, y64, c32, d32, floor)
+        self.gallery.show(row.step.key, row.top.blob, row.judgement, d32, ref)
 
     def _put(self, top: Value, ref: Tensor, at: Stored) -> None:
         """From here on readers get the reference's numbers."""
@@ -209,11 +220,10 @@ def _last_use(network: Network) -> dict[int, list[Value]]:
     last: dict[Value, int] = {}
     for index, step in enumerate(graph.steps):
         last |= dict.fromkeys(step.tops, index)
-        last |= {value: index for operand in step.bottoms for value in (operand.value, operand.like) if value}
+        last |= dict.fromkeys(step.reads, index)
     for name in graph.outputs:
-        operand = graph.blobs[name]
-        for value in (operand.value, operand.like):
-            last.pop(value, None)  # type: ignore[arg-type]
+        for value in graph.blobs[name].values:
+            last.pop(value, None)
     uses: dict[int, list[Value]] = {}
     for value, index in last.items():
         uses.setdefault(index, []).append(value)

@@ -147,7 +147,7 @@ class Stored:
     items: int | None = None
 
 
-def match(reference: Reference, graph: Graph, shapes: Mapping[str, Shape]) -> dict[Value, Stored]:
+def match(reference: Reference, graph: Graph, shapes: Mapping[Value, Shape]) -> dict[Value, Stored]:
     """Which values of the net the reference holds. `shapes`: of all values, for the inputs that were fed.
 
     Raises ReferenceMismatch, with all arrays that do not fit, where names or shapes are another net's or another input's.
@@ -156,9 +156,9 @@ def match(reference: Reference, graph: Graph, shapes: Mapping[str, Shape]) -> di
     problems = []
     for value, keys in _names(graph).items():
         key = next((key for key in keys if key in reference.shapes), None)
-        if key is None:
+        if key is None or value not in shapes:
             continue
-        got, wanted = reference.shapes[key], shapes[value.key]
+        got, wanted = reference.shapes[key], shapes[value]
         if fits(got, wanted):
             found[value] = Stored(key)
         elif got and wanted and len(got) == len(wanted) and fits(got[1:], wanted[1:]) and got[0] < (wanted[0] or 0):
@@ -173,7 +173,7 @@ def match(reference: Reference, graph: Graph, shapes: Mapping[str, Shape]) -> di
         )
     if problems:
         listed = "\n  ".join(problems[:SHOWN]) + (f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
-        fed = ", ".join(f"{value.blob} {text(shapes[value.key])}" for value in graph.inputs)
+        fed = ", ".join(f"{value.blob} {text(shapes[value])}" for value in graph.inputs if value in shapes)
         raise ReferenceMismatch(
             f"{reference.origin}: {len(problems)} of {len(problems) + len(found)} arrays have another shape than this net gives for "
             f"the input {fed}:\n  {listed}\nIs it of another net, another input size or another batch?"

@@ -1,4 +1,4 @@
-"""The forward pass against the same net written by hand with plain torch.nn: `python tests/bench/forward.py MEMNET_WEIGHTS`.
+"""The forward pass against the same net written by hand: `python tests/bench/forward.py MEMNET_WEIGHTS`.
 
 Prints the ratio of the best of alternating runs, at one and two threads, and the peak resident growth of both.
 """
@@ -129,9 +129,8 @@ def main(memnet: str) -> None:
             print(
                 f"{name}, {threads} thread(s): {1000 * times['network']:.1f} ms, {ratio:.2f} of the net written by hand"
             )
-        print(
-            f"{name}: peak memory of a pass {peak(name, 'network', memnet) / peak(name, 'by hand', memnet):.2f} of that net's"
-        )
+        ratio = peak(name, "network", memnet) / peak(name, "by hand", memnet)
+        print(f"{name}: peak memory of a pass {ratio:.2f} of that net's")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Loading and running against the floor, as ratios in one process: `python tests/bench/load.py WEIGHTS [PROTOTXT]`.
 
-WEIGHTS is the 227 MB file that ../shared/nets/memnet/make_weights.py writes. Prints, for `load` of the .caffemodel and of the
-converted folder, the minimum of nine alternating runs over the minimum of `numpy.fromfile` plus one copy of the bytes, and the
-growth of the peak resident size over the file's size, each in a child process of its own.
+WEIGHTS is the 227 MB file that ../shared/nets/memnet/make_weights.py writes. Prints, for `load` of the .caffemodel and
+of the converted folder, the minimum of nine alternating runs over that of `numpy.fromfile` plus one copy of the bytes,
+and the growth of the peak resident size over the file's size, each in a child process of its own.
 """
 
 import subprocess

@@ -1,0 +1,2 @@
+def diagnose(*a):
+    return []

@@ -1,0 +1,64 @@
+"""Histograms and error maps of the worst layers, small enough to keep in a report."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .judge import Judgement, Limits
+from .report import LayerResult, Picture
+
+WORST = 6  # layers that get a picture
+BINS = 40
+SIDE = 32  # of an error map, at most
+
+
+class Gallery:
+    """Keeps the pictures of the worst layers seen so far, by (layer, top)."""
+
+    def __init__(self) -> None:
+        self.pictures: dict[tuple[str, str], tuple[float, Picture]] = {}
+
+    def show(self, layer: str, top: str, judgement: Judgement, ours: Tensor, ref: Tensor) -> None:
+        """Take a picture if the layer is among the worst."""
+        worst = max(judgement.ratio, judgement.ratio_max / 2, float("inf") if judgement.strange else 0.0)
+        if len(self.pictures) >= WORST:
+            least = min(self.pictures, key=lambda key: self.pictures[key][0])
+            if self.pictures[least][0] >= worst:
+                return
+            del self.pictures[least]
+        self.pictures[layer, top] = (worst, picture(ours, ref))
+
+    def hang(self, rows: Sequence[LayerResult], limits: Limits) -> list[LayerResult]:
+        """The rows with their pictures."""
+        return [replace(row, picture=self.pictures[row.layer, row.top][1]) if (row.layer, row.top) in self.pictures else row for row in rows]
+
+
+def picture(ours: Tensor, ref: Tensor) -> Picture:
+    """Histograms over common bins, and the mean |ours - ref| over all leading axes for each place of the last two."""
+    finite = [x[torch.isfinite(x)] for x in (ours.float(), ref.float())]
+    low = min((float(x.min()) for x in finite if x.numel()), default=0.0)
+    high = max((float(x.max()) for x in finite if x.numel()), default=0.0)
+    high = high if high > low else low + 1.0
+    counts = [tuple(int(n) for n in torch.histc(x, BINS, low, high)) if x.numel() else (0,) * BINS for x in finite]
+    error = (ours.double() - ref.double()).abs().nan_to_num(0.0, 0.0, 0.0)
+    return Picture((low, high), counts[0], counts[1], _map(error))
+
+
+def _map(error: Tensor) -> tuple[tuple[float, ...], ...]:
+    """At most SIDE x SIDE means. Axes: the last two; (N, C) is items by channels."""
+    if not error.numel():
+        return ()
+    while error.dim() < 2:
+        error = error.unsqueeze(0)
+    plane = error.reshape(-1, *error.shape[-2:]).mean(0)
+    if error.dim() == 4 and tuple(error.shape[2:]) == (1, 1):
+        plane = error[:, :, 0, 0]
+    if plane.shape[0] == 1 and plane.shape[1] > SIDE:  # one long row: fold it
+        width = SIDE * SIDE if plane.shape[1] > SIDE * SIDE else plane.shape[1]
+        row = torch.nn.functional.adaptive_avg_pool1d(plane, width)[0]
+        plane = torch.nn.functional.pad(row, (0, -width % SIDE)).reshape(-1, SIDE)
+    sizes = [min(n, SIDE) for n in plane.shape]
+    small = torch.nn.functional.adaptive_avg_pool2d(plane[None], sizes)[0]
+    return tuple(tuple(float(f"{v:.3g}") for v in line) for line in small.tolist())
