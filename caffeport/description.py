@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .errors import FormatError, WeightsError
 from .formats import ModelFile, Readable, StoredLayer, Weights, read
-from .formats.rules import filter_net, to_deploy
+from .formats.rules import cut_unfed, filter_net, refuse_lost_bottoms, to_deploy
 from .formats.schema import Message
 from .graph import Graph, build
 from .layers import text
@@ -70,12 +70,13 @@ def describe(
         v2, notes = to_deploy(without_splits(net_file.net))
         warnings += notes
     else:
-        v2 = filter_net(net_file.net, phase=phase, level=level, stages=stages)
-        if deploy:
-            v2, notes = to_deploy(v2)
-            warnings += notes
+        filtered = filter_net(net_file.net, phase=phase, level=level, stages=stages)
+        v2, notes = to_deploy(filtered) if deploy else cut_unfed(filtered, inputs or ())
+        warnings += notes
+        refuse_lost_bottoms(net_file.net, v2, filtered.state, inputs or ())
     by_name = stored.by_name() if stored else {}
     graph = build(v2, by_name, inputs)
+    warnings += _layer_warnings(graph)
     unused = [layer for name, layer in by_name.items() if not any(step.layer.spec.name == name for step in graph.steps)]
     if unused and weights is not None:
         warnings.append(f"{files[-1].path}: the net has no layer {_names(unused)}: their arrays are not used")
@@ -92,6 +93,17 @@ def _weights_file(net_file: ModelFile, weights: Readable, salvage: bool) -> Mode
     if file.weights is None:
         raise WeightsError(f"{file.path}: {file.form} without any arrays; expected a .caffemodel or .caffemodel.h5")
     return file
+
+
+def _layer_warnings(graph: Graph) -> list[str]:
+    """What the layers warn of, once for all that say the same."""
+    layers: dict[str, list[str]] = {}
+    for step in graph.steps:
+        for warning in step.layer.warnings():
+            layers.setdefault(f"({step.layer.spec.type}): {warning}", []).append(repr(step.key))
+    return [
+        f"{'layers' if len(names) > 1 else 'layer'} {', '.join(names)} {warning}" for warning, names in layers.items()
+    ]
 
 
 def _names(layers: list[StoredLayer], limit: int = 8) -> str:

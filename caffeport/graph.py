@@ -111,6 +111,24 @@ class Graph:
         read |= {value for name in self.outputs for value in self.blobs[name].values}
         return [value for value in self.inputs if value in read]
 
+    @property
+    def judged(self) -> set[Value]:
+        """Inputs that only losses, scores and sinks need; empty where the net has no other layers."""
+        readers: dict[Value, list[Step]] = {}
+        for step in self.steps:
+            for value in step.reads:
+                readers.setdefault(value, []).append(step)
+        judging: set[Step] = set()
+        for step in reversed(self.steps):
+            tops_judged = bool(step.tops) and all(
+                top in readers and judging.issuperset(readers[top]) for top in step.tops
+            )
+            if step.layer.judges or tops_judged:
+                judging.add(step)
+        if len(judging) == len(self.steps):
+            return set()
+        return {value for value in self.inputs if value in readers and judging.issuperset(readers[value])}
+
     def quirks(self) -> list[Quirk]:
         return [quirk for step in self.steps for quirk in step.layer.quirks([o.shape for o in step.bottoms])]
 

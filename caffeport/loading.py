@@ -31,6 +31,7 @@ def load(
     stages: Iterable[str] = (),
     inputs: Mapping[str, Sequence[int | None]] | None = None,
     strict: bool = True,
+    deploy: bool = False,
     salvage: bool = False,
     allow_nonfinite: bool = False,
     seed: int = 0,
@@ -46,6 +47,8 @@ def load(
     inputs           shapes of inputs by blob name, for what the file does not say; None in a shape leaves that
                      dimension open
     strict           a layer that the weights file lacks is an error; False leaves it Caffe's filler, with a warning
+    deploy           cut from a training net what only training needs; SoftmaxWithLoss leaves a Softmax (always done for a
+                     weights file alone)
     salvage          take the whole layers of a weights file that ends early
     allow_nonfinite  accept NaN and Inf among the weights
     seed             for random fillers
@@ -56,7 +59,7 @@ def load(
         from .store import load_folder
 
         return load_folder(Path(net), allow_nonfinite=allow_nonfinite)
-    description = describe(net, weights, phase=phase, level=level, stages=stages, inputs=inputs, salvage=salvage)
+    description = describe(net, weights, phase=phase, level=level, stages=stages, inputs=inputs, deploy=deploy, salvage=salvage)
     for warning in description.warnings:
         LOG.warning("%s", warning)
     return assemble(description, strict=strict, allow_nonfinite=allow_nonfinite, seed=seed)

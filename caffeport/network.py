@@ -119,7 +119,7 @@ class Network(nn.Module):
         """Run the net and give every value: `layer::top` as the layer wrote it, and each blob name as it is at the end.
 
         Besides inputs, any inner value may be fed, and the net starts there: `blobs({"pool1": x})` runs what follows
-        pool1.
+        pool1. Labels may be left out: then the losses, scores and sinks that read them are not run.
         A plain name is the blob's value at the end, after its in-place layers; "conv1::conv1" the one before an
         in-place ReLU.
         The autograd graph is kept where gradients are on.
@@ -174,8 +174,11 @@ class Network(nn.Module):
             )
         unknown = [name for name in fed if name not in places]
         started = any(places[name] not in graph.inputs for name in fed if name in places)
+        spared = graph.judged if inner else ()
         missing = [
-            value.blob for value in graph.needed if value.blob not in fed and value.key not in fed and not started
+            value.blob
+            for value in graph.needed
+            if value.blob not in fed and value.key not in fed and not started and value not in spared
         ]
         if missing or unknown or len(args) > len(graph.inputs):
             raise InputError(

@@ -16,7 +16,7 @@ from ..formats.mean import looks_like_mean
 from ..formats.schema import Message
 from ..graph import Step
 from ..layers import Shape, text
-from .options import net_options
+from .options import deploy_option, net_options
 from .output import print_json, print_table, visible
 
 
@@ -38,6 +38,7 @@ class Row:
 
 @click.command()
 @net_options
+@deploy_option
 @click.option(
     "--quirks", is_flag=True, help="Only where Caffe differs from the obvious PyTorch or ONNX layer, for this net."
 )

@@ -55,6 +55,11 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+deploy_option = click.option(
+    "--deploy", is_flag=True, help="Cut from a training net what only training needs, as `convert` does."
+)
+
+
 def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What more `caffeport.load` takes, where a net is built and not only described."""
     for decorate in (

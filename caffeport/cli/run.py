@@ -8,12 +8,13 @@ import click
 import numpy as np
 
 from ..errors import InputError
-from .options import load_options
+from .options import deploy_option, load_options
 from .output import print_json, write_npz
 
 
 @click.command()
 @load_options
+@deploy_option
 @click.option("--inputs", "arrays", required=True, metavar="NPZ", help="An .npz file with one array for each input.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .npz file to write.")
 @click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1, ...")

@@ -60,31 +60,28 @@ def _is_met(rule: Message, state: Message) -> bool:
     )
 
 
-def refuse_lost_bottoms(net: Message, kept: Message, given: Collection[str]) -> None:
-    """Raise InputError where layers of `kept` read blobs that only layers of `net` which the rules left out write.
+def refuse_lost_bottoms(net: Message, kept: Message, state: Message, given: Collection[str]) -> None:
+    """Raise InputError where layers of `kept` read blobs that only layers which the rules left out of `net` write.
 
+    state  the NetState that the rules were asked for
     given  blobs that the caller feeds
     """
-    made: set[str] = set(given)
-    lost: dict[str, str] = {}
-    writers: dict[str, set[str]] = {}
+    made = {top for layer in kept.layer for top in layer.top} | set(given)
+    writers: dict[str, list[str]] = {}
     for layer in net.layer:
         for top in layer.top:
-            writers.setdefault(top, set()).add(layer.name)
-    for layer in kept.layer:
-        lost |= {name: layer.name for name in layer.bottom if name not in made and name in writers and name not in lost}
-        made.update(layer.top)
-    later = {top for layer in kept.layer for top in layer.top}
-    lost = {name: reader for name, reader in lost.items() if name not in later}
+            writers.setdefault(top, []).append(layer.name)
+    readers = {name: layer.name for layer in reversed(kept.layer) for name in layer.bottom}
+    lost = [
+        f"{name!r} (written by {', '.join(map(repr, dict.fromkeys(writers[name])))}, read by {reader!r})"
+        for name, reader in readers.items()
+        if name in writers and name not in made
+    ]
     if lost:
-        state = kept.state
-        what = ", ".join(
-            f"{name!r} (written by {', '.join(map(repr, sorted(writers[name])))}; read by {reader!r})"
-            for name, reader in lost.items()
-        )
         raise InputError(
             f"phase {PHASES[state.phase]}, level {state.level}, stages {list(state.stage)} leave out the layers that "
-            f"write {what}; {rules_hint(net)}; pass phase, stages or level (--phase, --stage, --level), or feed the blob"
+            f"write {', '.join(lost)}; {rules_hint(net)}; pass stages, phase or level (--stage, --phase, --level), "
+            "or the shape of the blob to feed (inputs={...}, --input)"
         )
 
 

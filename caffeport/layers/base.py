@@ -79,6 +79,7 @@ class Layer:
     top_count: ClassVar[tuple[int, int | None]] = (1, 1)
     is_input: ClassVar[bool] = False  # the caller feeds its tops
     is_loss: ClassVar[bool] = False  # Caffe invents a top where the file names none
+    judges: ClassVar[bool] = False  # a loss, a score or a sink: what other layers compute does not depend on it
     same_shape_bottoms: ClassVar[bool] = False
     fresh: ClassVar[bool] = False  # the module's result is always new memory, so an in-place ReLU may overwrite it
     per_bottom: ClassVar[bool] = False  # the module takes one bottom and is called once for each
@@ -153,6 +154,10 @@ class Layer:
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         """Where Caffe differs from the obvious layer, for these shapes."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """What the owner of the files should know about this layer, in words that other layers' warnings may share."""
         return []
 
     # ---- what the graph calls

@@ -28,6 +28,12 @@ class DataLayer(Layer):
         shape = self.first()
         return [shape, *[shape[:1]] * (len(self.spec.top) - 1)]
 
+    def channels(self) -> int | None:
+        """Channels, as far as the transformer's fields tell: colour or grey forced, one mean value for each."""
+        transform = self.spec.transform_param
+        means = len(transform.mean_value)
+        return 3 if transform.force_color else 1 if transform.force_gray else means if means > 1 else None
+
     def cropped(self) -> int | None:
         """Height and width after the transformer's crop, in pixels; None where it does not crop."""
         return self.spec.transform_param.crop_size or None
@@ -68,7 +74,7 @@ class Data(DataLayer):
 
     def first(self) -> Shape:
         size = self.cropped() or self.param.crop_size or None
-        return (self.param.batch_size or None, None, size, size)
+        return (self.param.batch_size or None, self.channels(), size, size)
 
 
 @register("ImageData")
@@ -161,6 +167,7 @@ class HDF5Output(Layer):
 
     bottom_count = (2, 2)
     top_count = (0, 0)
+    judges = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         return []

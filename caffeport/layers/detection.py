@@ -34,9 +34,11 @@ class AnnotatedData(DataLayer):
     param_field = "data_param"
 
     def first(self) -> Shape:
-        resize = self.spec.transform_param.resize_param
-        size = self.cropped()
-        return (self.param.batch_size or None, None, size or resize.height or None, size or resize.width or None)
+        transform = self.spec.transform_param
+        heights = [transform.crop_size, transform.crop_h, *(resize.height for resize in transform.resize_param), None]
+        widths = [transform.crop_size, transform.crop_w, *(resize.width for resize in transform.resize_param), None]
+        height, width = (next(filter(None, sizes), None) for sizes in (heights, widths))
+        return (self.param.batch_size or None, self.channels(), height, width)
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         return [self.first(), *[(None,) * 4] * (len(self.spec.top) - 1)]
@@ -69,7 +71,11 @@ class Normalize(Layer):
         if self.param.channel_shared:
             return [Blob("weight", (), filler)]
         stored = self.stored_shape(0, 1)
-        return [Blob("weight", (self.known(bottoms[0][1], stored[0] if stored else None, "its number of channels"),), filler)]
+        return [
+            Blob(
+                "weight", (self.known(bottoms[0][1], stored[0] if stored else None, "its number of channels"),), filler
+            )
+        ]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from ..modules.detection import Normalize as Module
@@ -84,10 +90,12 @@ class PriorBox(Layer):
 
     For each min_size: its square, the square of sqrt(min max), then a box of its area for each aspect ratio
 
-    Shapes   feature map (N, C, H, W), image (N, c, h, w) -> top (1, 2, 4 H W n): corners divided by the image's size, then variances
-    Params   min_size, max_size (pixels, cut to whole numbers), aspect_ratio, flip true, clip false, variance 0.1, offset 0.5;
-             img_size or img_h and img_w, step or step_h and step_w (pixels): else from the bottoms
-    Raises   ShapeError: no min_size, max_size not above it, 2 or 3 variances, sizes or steps not above 0, half-given pairs
+    Shapes   feature map (N, C, H, W), image (N, c, h, w) -> top (1, 2, 4 H W n): corners divided by the image's size,
+             then variances
+    Params   min_size, max_size (pixels, cut to whole numbers), aspect_ratio, flip true, clip false, variance 0.1,
+             offset 0.5; img_size or img_h and img_w, step or step_h and step_w (pixels): else from the bottoms
+    Raises   ShapeError: no min_size, max_size not above it, 2 or 3 variances, sizes or steps not above 0, half-given
+             pairs
     PyTorch  own module. ONNX: a constant for a fixed input size.
     Source   weiliu89/caffe branch ssd, src/caffe/layers/prior_box_layer.cpp
     """
@@ -107,7 +115,9 @@ class PriorBox(Layer):
         if p.max_size and len(p.max_size) != len(p.min_size):
             raise ShapeError(f"{self}: has {len(p.max_size)} max_size for {len(p.min_size)} min_size")
         if any(high <= low for low, high in zip(p.min_size, p.max_size, strict=False)):
-            raise ShapeError(f"{self}: each max_size must be above its min_size; has {list(p.max_size)} for {list(p.min_size)}")
+            raise ShapeError(
+                f"{self}: each max_size must be above its min_size; has {list(p.max_size)} for {list(p.min_size)}"
+            )
         if any(ratio <= 0 for ratio in p.aspect_ratio):
             raise ShapeError(f"{self}: aspect_ratio must be above 0; has {list(p.aspect_ratio)}")
         ratios = [1.0]
@@ -192,10 +202,12 @@ class PriorBoxClustered(PriorBox):
 class DetectionOutput(Layer):
     """Boxes decoded from priors, thresholded, and reduced by non-maximum suppression for each label.
 
-    Shapes   loc (N, P L 4), conf (N, P classes), priors (1, 2, 4 P) [, RefineDet: objectness (N, 2 P) [, first loc (N, P L 4)]]
-             -> top (1, 1, K, 7): image, label, score, xmin, ymin, xmax, ymax; L is 1, or classes without share_location
-    Params   num_classes; share_location true; background_label_id 0; code_type CORNER; variance_encoded_in_target false;
-             confidence_threshold (none: all pass); nms_param: nms_threshold 0.3, top_k -1, eta 1; keep_top_k -1; objectness_score 0.01
+    Shapes   loc (N, P L 4), conf (N, P classes), priors (1, 2, 4 P) [, RefineDet: objectness (N, 2 P) [, first loc (N,
+             P L 4)]] -> top (1, 1, K, 7): image, label, score, xmin, ymin, xmax, ymax; L is 1, or classes without
+             share_location
+    Params   num_classes; share_location true; background_label_id 0; code_type CORNER; variance_encoded_in_target
+             false; confidence_threshold (none: all pass); nms_param: nms_threshold 0.3, top_k -1, eta 1; keep_top_k -1;
+             objectness_score 0.01
     Raises   ShapeError: no num_classes, counts that do not fit, nms_threshold below 0, eta outside of (0, 1]
     PyTorch  own module. Rows by image, label, falling score; nothing found: a row (i, -1, ...) for each image.
              ONNX: NonMaxSuppression for each class and TopK, rows sorted again.
@@ -225,14 +237,18 @@ class DetectionOutput(Layer):
         if p.share_location and p.background_label_id == -1:
             raise ShapeError(f"{self}: background_label_id -1 needs share_location: false; Caffe aborts with both")
         if len(bottoms[2]) < 3:
-            raise ShapeError(f"{self}: priors must be 1 x 2 x 4 P, bottom {self.spec.bottom[2]!r} is {text(bottoms[2])}")
+            raise ShapeError(
+                f"{self}: priors must be 1 x 2 x 4 P, bottom {self.spec.bottom[2]!r} is {text(bottoms[2])}"
+            )
         priors = None if bottoms[2][2] is None else bottoms[2][2] // 4
         wanted = [4 if p.share_location else 4 * p.num_classes, p.num_classes]
         wanted += [None, 2, wanted[0]] if self.refined(bottoms) else []
         for name, shape, each in zip(self.spec.bottom, bottoms, wanted, strict=False):
             values = count(shape[1:])
             if each is not None and values is not None and priors is not None and values != priors * each:
-                raise ShapeError(f"{self}: bottom {name!r} has {values} values for each item, {priors} priors need {priors * each}")
+                raise ShapeError(
+                    f"{self}: bottom {name!r} has {values} values for each item, {priors} priors need {priors * each}"
+                )
         return [(1, 1, None, 7)]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
@@ -265,7 +281,8 @@ class Reorg(Layer):
     Shapes   bottom (N, C, H, W) -> top (N, C s^2, H / s, W / s); reverse: (N, C / s^2, H s, W s)
     Params   stride 2 (s); reverse false
     Raises   ShapeError: C is no multiple of s^2, H or W none of s
-    PyTorch  a view, a transposition and a view, equal; nn.PixelUnshuffle orders otherwise. ONNX: Reshape, Transpose, Reshape.
+    PyTorch  a view, a transposition and a view, equal; nn.PixelUnshuffle orders otherwise. ONNX: Reshape, Transpose,
+             Reshape.
     Source   eric612/MobileNet-YOLO, src/caffe/layers/reorg_layer.cpp
     """
 
@@ -285,7 +302,9 @@ class Reorg(Layer):
         wants_axes(self, shape, 4)
         divisors = (s * s, 1, 1) if self.reverse else (s * s, s, s)
         if s < 1 or any(size is not None and size % by for size, by in zip(shape[1:], divisors, strict=True)):
-            raise ShapeError(f"{self}: bottom {text(shape)} does not divide by stride {s}; wanted are multiples of {text(divisors)}")
+            raise ShapeError(
+                f"{self}: bottom {text(shape)} does not divide by stride {s}; wanted are multiples of {text(divisors)}"
+            )
         n, c, h, w = shape
         if self.reverse:
             return [(n, c and c // (s * s), h and h * s, w and w * s)]
@@ -420,10 +439,12 @@ class YoloDetectionOutput(_YoloOutput):
 
     x = (column + s(t0)) / W, y = (row + s(t1)) / H, w = exp(t2) bias / W, h = exp(t3) bias / H, score = s(t4) max(softmax(classes))
 
-    Shapes   one or two maps (N, num_box (5 + classes), H, W) -> top (1, 1, K, 7): 0, label + 1, score, left, top, right, bottom
+    Shapes   one or two maps (N, num_box (5 + classes), H, W) -> top (1, 1, K, 7): 0, label + 1, score, left, top,
+             right, bottom
     Params   num_classes, num_box 5, confidence_threshold 0.01, nms_threshold 0.45, biases: width and height in cells
     Raises   ShapeError: no num_classes, biases that do not fit, another number of channels
-    PyTorch  own module; suppression drops overlaps >= the threshold, over labels and images together. ONNX: NonMaxSuppression.
+    PyTorch  own module; suppression drops overlaps >= the threshold, over labels and images together. ONNX:
+             NonMaxSuppression.
     Source   eric612/MobileNet-YOLO, src/caffe/layers/yolo_detection_output_layer.cpp
     """
 
@@ -432,7 +453,9 @@ class YoloDetectionOutput(_YoloOutput):
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         if len(self.param.biases) < 2 * self.boxes():
-            raise ShapeError(f"{self}: {self.boxes()} boxes need {2 * self.boxes()} biases, has {len(self.param.biases)}")
+            raise ShapeError(
+                f"{self}: {self.boxes()} boxes need {2 * self.boxes()} biases, has {len(self.param.biases)}"
+            )
         return super().tops(bottoms)
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
@@ -449,11 +472,14 @@ class Yolov3DetectionOutput(_YoloOutput):
 
     x = (column + s(t0)) / W, y = (row + s(t1)) / H, w = exp(t2) bias / (W scale), h = exp(t3) bias / (H scale), score = s(t4) s(class)
 
-    Shapes   a map (N, num_box (5 + classes), H, W) for each scale -> top (1, 1, K, 7): 0, label + 1, score, left, top, right, bottom
-    Params   num_classes, num_box 3, confidence_threshold 0.01, nms_threshold 0.45, mask_group_num 2 (maps), anchors_scale for each map
-             (pixels of the input for each cell), biases: width and height in pixels, mask: which of them, map by map
+    Shapes   a map (N, num_box (5 + classes), H, W) for each scale -> top (1, 1, K, 7): 0, label + 1, score, left, top,
+             right, bottom
+    Params   num_classes, num_box 3, confidence_threshold 0.01, nms_threshold 0.45, mask_group_num 2 (maps),
+             anchors_scale for each map (pixels of the input for each cell), biases: width and height in pixels, mask:
+             which of them, map by map
     Raises   ShapeError: no num_classes; anchors_scale, biases or mask that do not fit; another number of channels
-    PyTorch  own module; suppression drops overlaps >= the threshold, over labels and images together. ONNX: NonMaxSuppression.
+    PyTorch  own module; suppression drops overlaps >= the threshold, over labels and images together. ONNX:
+             NonMaxSuppression.
     Source   eric612/MobileNet-YOLO, src/caffe/layers/yolov3_detection_output_layer.cpp
     """
 

@@ -16,6 +16,7 @@ class _Loss(Layer):
     """Base: scores or values and labels with the same first dimension -> a scalar."""
 
     is_loss = True
+    judges = True
     fresh = True
     in_place = False
     batch_independent = False
@@ -305,6 +306,7 @@ class Accuracy(Layer):
     """
 
     param_field = "accuracy_param"
+    judges = True
     bottom_count = (2, 2)
     top_count = (1, 2)
     fresh = True

@@ -67,7 +67,9 @@ class ConvolutionDepthwise(Convolution):
 
     def channels(self, bottoms: list[Shape]) -> int:
         stored = self.stored_shape(0, self.geometry(bottoms)[1] + 2)
-        return self.known(bottoms[0][self.geometry(bottoms)[0]], stored[0] if stored else None, "its number of input channels")
+        return self.known(
+            bottoms[0][self.geometry(bottoms)[0]], stored[0] if stored else None, "its number of input channels"
+        )
 
     def groups(self, bottoms: list[Shape]) -> int:
         return self.channels(bottoms)
@@ -118,7 +120,9 @@ class Axpy(Layer):
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         a, x, y = bottoms
         if len(x) < 2 or not compatible(x, y) or not compatible(a[:2], x[:2]) or any(n not in (None, 1) for n in a[2:]):
-            raise ShapeError(f"{self}: a must be N x C, x and y N x C x H x W; they are {text(a)}, {text(x)} and {text(y)}")
+            raise ShapeError(
+                f"{self}: a must be N x C, x and y N x C x H x W; they are {text(a)}, {text(x)} and {text(y)}"
+            )
         return [x]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
@@ -201,7 +205,9 @@ class ContinuationIndicator(Layer):
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         steps, batch = self.param.time_step, self.param.batch_size
         if not steps or not batch or steps * batch >= 2**31:
-            raise ShapeError(f"{self}: time_step {steps} and batch_size {batch} must be above 0, and what Caffe can hold")
+            raise ShapeError(
+                f"{self}: time_step {steps} and batch_size {batch} must be above 0, and what Caffe can hold"
+            )
         return [(steps, batch)]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":

@@ -203,6 +203,23 @@ class BatchNorm(Layer):
             )
         return found
 
+    def warnings(self) -> list[str]:
+        if self.batch_statistics and len(self.layout) == 3:
+            return [
+                "use_global_stats: false normalises by the batch in hand, so that an answer depends on what else is in "
+                "the batch; for prediction remove that line, unless it is meant"
+            ]
+        stored = dict(zip(self.layout, self.stored or (), strict=False))
+        zero = {name for name, blob in stored.items() if not blob.array.any()}
+        if "factor" in zero or {"mean", "variance"} <= zero:
+            what = "factor is 0" if "factor" in zero else "statistics are all zero"
+            by = max(self.param.eps, np.finfo(np.float32).tiny) ** -0.5
+            return [
+                f"the stored {what}: mean and variance count as 0, so that the layer multiplies by {by:.0f}; the file "
+                "is untrained, or its converter left the statistics out"
+            ]
+        return []
+
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         (x,) = bottoms
         affine = len(self.layout) > 3

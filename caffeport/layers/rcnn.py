@@ -16,7 +16,9 @@ def check_rois(layer: Layer, bottoms: list[Shape]) -> int | None:
     if len(x) != 4:
         raise ShapeError(f"{layer}: wants 4 axes, bottom {layer.spec.bottom[0]!r} is {text(x)}")
     if len(rois) < 2 or rois[1] not in (None, 5) or any(size not in (None, 1) for size in rois[2:]):
-        raise ShapeError(f"{layer}: regions must be R x 5 (image, x1, y1, x2, y2), bottom {layer.spec.bottom[1]!r} is {text(rois)}")
+        raise ShapeError(
+            f"{layer}: regions must be R x 5 (image, x1, y1, x2, y2), bottom {layer.spec.bottom[1]!r} is {text(rois)}"
+        )
     return rois[0]
 
 
@@ -24,7 +26,8 @@ def check_rois(layer: Layer, bottoms: list[Shape]) -> int | None:
 class ROIPooling(Layer):
     """Largest value in each of pooled_h x pooled_w bins of each region.
 
-    Shapes   map (N, C, H, W), rois (R, 5 [, 1, 1]): image, x1, y1, x2, y2 in the image's pixels, inclusive -> top (R, C, pooled_h, pooled_w)
+    Shapes   map (N, C, H, W), rois (R, 5 [, 1, 1]): image, x1, y1, x2, y2 in the image's pixels, inclusive -> top (R,
+             C, pooled_h, pooled_w)
     Params   pooled_h, pooled_w; spatial_scale 1: map pixels for each image pixel
     Raises   ShapeError: pooled_h or pooled_w is 0, rois are not R x 5
     PyTorch  own module; corners are rounded halves away from zero, an empty bin gives 0. ONNX: MaxRoiPool, equal.
@@ -76,7 +79,9 @@ class PSROIPooling(Layer):
             raise ShapeError(f"{self}: output_dim, group_size and spatial_scale must be given and above 0")
         rois, channels = check_rois(self, bottoms), p.output_dim * p.group_size**2
         if bottoms[0][1] not in (None, channels):
-            raise ShapeError(f"{self}: output_dim {p.output_dim} and group_size {p.group_size} need {channels} channels, bottom is {text(bottoms[0])}")
+            raise ShapeError(
+                f"{self}: output_dim {p.output_dim} and group_size {p.group_size} need {channels} channels, bottom is {text(bottoms[0])}"
+            )
         return [(rois, p.output_dim, p.group_size, p.group_size)]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
@@ -85,7 +90,11 @@ class PSROIPooling(Layer):
         return PSROIPool(self.param.output_dim, self.param.group_size, self.param.spatial_scale)
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
-        return [Quirk(self.key, "corners are rounded before they are scaled, unlike torchvision's ps_roi_pool", "own module")]
+        return [
+            Quirk(
+                self.key, "corners are rounded before they are scaled, unlike torchvision's ps_roi_pool", "own module"
+            )
+        ]
 
 
 class _Proposal(Layer):
@@ -113,7 +122,11 @@ class _Proposal(Layer):
                 )
         if any(a is not None and b is not None and a != b for a, b in zip(scores[2:], deltas[2:], strict=True)):
             raise ShapeError(f"{self}: scores are {text(scores)}, deltas {text(deltas)}; the maps must be of one size")
-        if info and info[-1] is not None and all(n in (1, info[1] if len(info) > 1 else info[0]) for n in info if n is not None):
+        if (
+            info
+            and info[-1] is not None
+            and all(n in (1, info[1] if len(info) > 1 else info[0]) for n in info if n is not None)
+        ):
             numbers = max(n for n in info if n is not None)
             if numbers < self.image_numbers:
                 raise ShapeError(
@@ -129,9 +142,12 @@ class _Proposal(Layer):
 class Proposal(_Proposal):
     """Regions from a region proposal network: anchors moved by the predicted deltas, the best kept, reduced by non-maximum suppression.
 
-    Shapes   scores (1, 2 A, H, W), deltas (1, 4 A, H, W), im_info (1, 4): height, width, their two scales -> rois (R, 5) [, scores (R)]
-    Params   ratio, scale (A pairs); feat_stride 16, base_size 16, min_size 16 (pixels); pre_nms_topn 6000, post_nms_topn 300, nms_thresh 0.7
-    Raises   ShapeError: more than one image, other channels than A needs. UnsupportedLayer: the form with anchor_base_size and max_rois
+    Shapes   scores (1, 2 A, H, W), deltas (1, 4 A, H, W), im_info (1, 4): height, width, their two scales -> rois (R,
+             5) [, scores (R)]
+    Params   ratio, scale (A pairs); feat_stride 16, base_size 16, min_size 16 (pixels); pre_nms_topn 6000,
+             post_nms_topn 300, nms_thresh 0.7
+    Raises   ShapeError: more than one image, other channels than A needs. UnsupportedLayer: the form with
+             anchor_base_size and max_rois
     PyTorch  own module; boxes below min_size get the score 0 and may still come out. ONNX: NonMaxSuppression.
     Source   sanghoon/caffe, src/caffe/layers/proposal_layer.cpp
     """
@@ -142,9 +158,13 @@ class Proposal(_Proposal):
     def anchors(self) -> int:
         p = self.param
         if p.HasField("max_rois") or p.HasField("anchor_base_size") or p.HasField("anchor_scale"):
-            raise UnsupportedLayer(f"{self}: the form with anchor_base_size, anchor_scale, anchor_ratio and max_rois is not described")
+            raise UnsupportedLayer(
+                f"{self}: the form with anchor_base_size, anchor_scale, anchor_ratio and max_rois is not described"
+            )
         if not p.ratio or not p.scale or min(p.ratio) <= 0:
-            raise ShapeError(f"{self}: wants at least one ratio (above 0) and one scale; has {list(p.ratio)} and {list(p.scale)}")
+            raise ShapeError(
+                f"{self}: wants at least one ratio (above 0) and one scale; has {list(p.ratio)} and {list(p.scale)}"
+            )
         return len(p.ratio) * len(p.scale)
 
     def found(self) -> list[Shape]:
@@ -189,9 +209,10 @@ def python_numbers(param_str: str) -> dict[str, list[float]]:
 class PythonProposal(_Proposal):
     """py-faster-rcnn's Python layer: regions from a region proposal network.
 
-    Shapes   scores (1, 2 A, H, W), deltas (1, 4 A, H, W), im_info (1, 3): height, width, scale -> rois (R, 5) [, scores (R, 1)]
-    Params   param_str: feat_stride (pixels), scales 8, 16, 32, ratios 0.5, 1, 2; TEST settings: 6000 before and 300 after suppression at 0.7,
-             boxes below 16 pixels of the unscaled image removed
+    Shapes   scores (1, 2 A, H, W), deltas (1, 4 A, H, W), im_info (1, 3): height, width, scale -> rois (R, 5) [, scores
+             (R, 1)]
+    Params   param_str: feat_stride (pixels), scales 8, 16, 32, ratios 0.5, 1, 2; TEST settings: 6000 before and 300
+             after suppression at 0.7, boxes below 16 pixels of the unscaled image removed
     Raises   FormatError: no feat_stride. ShapeError: more than one image, other channels than A needs
     PyTorch  own module; suppression drops overlaps >= 0.7. ONNX: NonMaxSuppression.
     Source   rbgirshick/py-faster-rcnn, lib/rpn/proposal_layer.py, generate_anchors.py, lib/fast_rcnn/config.py

@@ -18,7 +18,8 @@ class Interp(Layer):
     """Bilinear resizing with corners aligned, after cutting off pad_beg and pad_end pixels.
 
     Shapes   bottom (N, C, H, W) -> top (N, C, h, w) by `interp_size`
-    Params   shrink_factor or zoom_factor alone, else height and width, else both factors; pad_beg 0, pad_end 0 (at most 0; they crop)
+    Params   shrink_factor or zoom_factor alone, else height and width, else both factors; pad_beg 0, pad_end 0 (at most
+             0; they crop)
     Raises   ShapeError: nothing tells the size, padding above 0, nothing left after the crop, not 4 axes
     PyTorch  F.interpolate, bilinear with align_corners, within 4e-7. ONNX: Resize, linear, align_corners.
     Source   hszhao/PSPNet, src/caffe/layers/interp_layer.cpp
@@ -40,7 +41,9 @@ class Interp(Layer):
         if len(shape) != 4:
             raise ShapeError(f"{self}: wants 4 axes, bottom is {text(shape)}")
         if p.pad_beg > 0 or p.pad_end > 0:
-            raise ShapeError(f"{self}: pad_beg and pad_end must not be above 0 (they crop), they are {p.pad_beg} and {p.pad_end}")
+            raise ShapeError(
+                f"{self}: pad_beg and pad_end must not be above 0 (they crop), they are {p.pad_beg} and {p.pad_end}"
+            )
         zoom, shrink = self.given("zoom_factor"), self.given("shrink_factor")
         if any(factor is not None and factor < 1 for factor in (zoom, shrink)):
             raise ShapeError(f"{self}: zoom_factor and shrink_factor must be at least 1")
@@ -52,8 +55,12 @@ class Interp(Layer):
             # A length of 1 stands for an open one where only `wanted` counts.
             new = interp_size(1 if left is None else left, wanted, zoom, shrink)
             if (left is not None and left < 1) or new is None or new < 1:
-                raise ShapeError(f"{self}: an axis of {size} would become {new}, with {left} of it left by pad_beg and pad_end")
-            sizes.append(None if left is None and (zoom is None) != (shrink is None) or left is None and wanted is None else new)
+                raise ShapeError(
+                    f"{self}: an axis of {size} would become {new}, with {left} of it left by pad_beg and pad_end"
+                )
+            sizes.append(
+                None if left is None and (zoom is None) != (shrink is None) or left is None and wanted is None else new
+            )
         return [(*shape[:2], *sizes)]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
@@ -64,7 +71,13 @@ class Interp(Layer):
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         if self.wanted() and (self.param.HasField("zoom_factor") != self.param.HasField("shrink_factor")):
-            return [Quirk(self.key, "zoom_factor or shrink_factor alone goes before height and width", "as the fork; OpenCV does the opposite")]
+            return [
+                Quirk(
+                    self.key,
+                    "zoom_factor or shrink_factor alone goes before height and width",
+                    "as the fork; OpenCV does the opposite",
+                )
+            ]
         return []
 
 
@@ -101,17 +114,22 @@ def same_mask(layer: Layer, bottoms: list[Shape]) -> None:
     if len(bottoms[0]) != 4:
         raise ShapeError(f"{layer}: wants 4 axes, bottom is {text(bottoms[0])}")
     if len(bottoms) == 2 and not compatible(*bottoms):
-        raise ShapeError(f"{layer}: the mask, bottom {layer.spec.bottom[1]!r}, is {text(bottoms[1])}, the values are {text(bottoms[0])}")
+        raise ShapeError(
+            f"{layer}: the mask, bottom {layer.spec.bottom[1]!r}, is {text(bottoms[1])}, the values are {text(bottoms[0])}"
+        )
 
 
 @register("Upsample", when=lambda spec, stored: len(spec.bottom) != 1)
 class MaskUpsample(Layer):
     """Each value at the place where the pooling layer found it, zeros elsewhere.
 
-    Shapes   bottom (N, C, h, w), mask of the same shape (the pooling's second top) -> top (N, C, upsample_h, upsample_w)
-    Params   upsample_h and upsample_w, or scale 2 (or scale_h and scale_w) with pad_out_h and pad_out_w, each one pixel less
+    Shapes   bottom (N, C, h, w), mask of the same shape (the pooling's second top) -> top (N, C, upsample_h,
+             upsample_w)
+    Params   upsample_h and upsample_w, or scale 2 (or scale_h and scale_w) with pad_out_h and pad_out_w, each one pixel
+             less
     Raises   ShapeError: sizes or scales below 2, pad_out with another scale than 2, a mask of another shape
-    PyTorch  a scatter, as nn.MaxUnpool2d; an index beyond the top is an error in both. ONNX: MaxUnpool with global indices, or ScatterElements.
+    PyTorch  a scatter, as nn.MaxUnpool2d; an index beyond the top is an error in both. ONNX: MaxUnpool with global
+             indices, or ScatterElements.
     Source   alexgkendall/caffe-segnet, src/caffe/layers/upsample_layer.cpp
     """
 
@@ -130,7 +148,9 @@ class MaskUpsample(Layer):
             scale = (p.scale_h, p.scale_w)
         less = (int(p.pad_out_h), int(p.pad_out_w))
         if min(size or scale) < 2 or (not size and any(cut and s != 2 for cut, s in zip(less, scale, strict=True))):
-            raise ShapeError(f"{self}: upsample_h and upsample_w, or the scale, must be at least 2, and exactly 2 with pad_out")
+            raise ShapeError(
+                f"{self}: upsample_h and upsample_w, or the scale, must be at least 2, and exactly 2 with pad_out"
+            )
         return size, scale, less
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
@@ -153,10 +173,11 @@ class Unpooling(Layer):
     """The reverse of pooling: each value at one place of its window, or spread over it.
 
     Shapes   bottom (N, C, h, w) [, mask of the same shape for MAX] -> top (N, C, unpool_h, unpool_w)
-    Params   unpool MAX (at the mask's place, or the window's first cell) | AVE (value / window size, added) | TILE (the value, added);
-             kernel_size or kernel_h and kernel_w, stride 1, unpool_size or unpool_h and unpool_w
+    Params   unpool MAX (at the mask's place, or the window's first cell) | AVE (value / window size, added) | TILE (the
+             value, added); kernel_size or kernel_h and kernel_w, stride 1, unpool_size or unpool_h and unpool_w
     Raises   ShapeError: no kernel or no size, a pair half given, pad other than 0, a mask of another shape
-    PyTorch  a scatter, or F.conv_transpose2d with ones. Caffe adds AVE and TILE onto what a pass before left. ONNX: ScatterElements, ConvTranspose.
+    PyTorch  a scatter, or F.conv_transpose2d with ones. Caffe adds AVE and TILE onto what a pass before left. ONNX:
+             ScatterElements, ConvTranspose.
     Source   HyeonwooNoh/caffe, src/caffe/layers/unpooling_layer.cpp
     """
 
@@ -170,7 +191,9 @@ class Unpooling(Layer):
         given = [p.HasField(f"{short}_{side}") for side in "hw"]
         if any(given) and (p.HasField(whole) or not all(given)):
             raise ShapeError(f"{self}: give either {whole} or both {short}_h and {short}_w")
-        pair = (getattr(p, f"{short}_h"), getattr(p, f"{short}_w")) if all(given) else (getattr(p, whole) or default,) * 2
+        pair = (
+            (getattr(p, f"{short}_h"), getattr(p, f"{short}_w")) if all(given) else (getattr(p, whole) or default,) * 2
+        )
         if not all(pair) and short != "pad":
             raise ShapeError(f"{self}: {whole} (or {short}_h and {short}_w) must be given and above 0")
         return pair
@@ -195,7 +218,13 @@ class Unpooling(Layer):
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         if self.param.unpool == MAX:
             return []
-        return [Quirk(self.key, "Caffe on a CPU adds onto what the pass before left in the top", "every call starts from zeros")]
+        return [
+            Quirk(
+                self.key,
+                "Caffe on a CPU adds onto what the pass before left in the top",
+                "every call starts from zeros",
+            )
+        ]
 
 
 class _BN(Layer):
@@ -229,7 +258,9 @@ def in_pspnet(spec: Message, stored: Sequence[StoredBlob] | None) -> bool:
     if stored:
         return len(stored) == 4
     p = spec.bn_param
-    return any(p.HasField(name) for name in ("slope_filler", "bias_filler", "momentum", "frozen")) or len(spec.param) > 2
+    return (
+        any(p.HasField(name) for name in ("slope_filler", "bias_filler", "momentum", "frozen")) or len(spec.param) > 2
+    )
 
 
 @register("BN", when=in_pspnet)
@@ -299,4 +330,10 @@ class BatchBN(_BN):
             return []
         values = count((bottoms[0][0], *bottoms[0][2:]))
         some = "the batch's" if values is None else f"this batch's {values}"
-        return [Quirk(self.key, f"bn_mode LEARN normalises by {some} values of each channel, in TEST too", "as the fork; see bn_mode: INFERENCE")]
+        return [
+            Quirk(
+                self.key,
+                f"bn_mode LEARN normalises by {some} values of each channel, in TEST too",
+                "as the fork; see bn_mode: INFERENCE",
+            )
+        ]

@@ -545,6 +545,7 @@ class Silence(Layer):
 
     bottom_count = (1, None)
     top_count = (0, 0)
+    judges = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         return []

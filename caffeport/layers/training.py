@@ -9,7 +9,14 @@ from .base import Layer, register, type_name
 
 
 @register(
-    *("MultiBoxLoss", "DetectionEvaluate", "SmoothL1Loss", "SmoothL1LossOHEM", "SoftmaxWithLossOHEM", "BoxAnnotatorOHEM"),
+    *(
+        "MultiBoxLoss",
+        "DetectionEvaluate",
+        "SmoothL1Loss",
+        "SmoothL1LossOHEM",
+        "SoftmaxWithLossOHEM",
+        "BoxAnnotatorOHEM",
+    ),
     *("CtcLoss", "WarpCTCLoss", "LabelsequenceAccuracy", "L1Loss", "LpqLoss"),
     *("RegionLoss", "Yolov3", "EvalDetection", "SegAccuracy", "SegmentationEvaluate"),
     *("rpn.anchor_target_layer.AnchorTargetLayer", "rpn.proposal_target_layer.ProposalTargetLayer"),
@@ -27,5 +34,5 @@ class TrainingOnly(Layer):
         super().__init__(spec, key, stored)
         raise UnsupportedLayer(
             f"layer {key!r} ({type_name(spec)}) only trains or evaluates (bottoms: {', '.join(spec.bottom) or 'none'}); "
-            "use the deploy net, or `caffeport convert`, which cuts it"
+            "use the deploy net, or cut it: deploy=True, --deploy, or `caffeport convert`"
         )

@@ -165,7 +165,9 @@ class DetectionOutput(nn.Module):
         for step in (first_loc, loc):
             if step is not None:
                 delta = step.reshape(images, count, -1, 4)
-                boxes = decoded(boxes, delta if self.variance_in_target else delta * variance, self.code)  # (N, P, L, 4)
+                boxes = decoded(
+                    boxes, delta if self.variance_in_target else delta * variance, self.code
+                )  # (N, P, L, 4)
         scores = conf.reshape(images, count, self.classes)
         if first_conf is not None and self.objectness is not None:
             absent = first_conf.reshape(images, count, 2)[:, :, 1:] < self.objectness
@@ -179,10 +181,14 @@ class DetectionOutput(nn.Module):
             score, prior_index = score[:, : self.top_k], prior_index[:, : self.top_k]
         image = torch.arange(images, device=conf.device).repeat_interleave(labels.numel())
         label = labels.repeat(images)
-        box = boxes[image[:, None], prior_index, torch.zeros_like(label)[:, None] if self.shared else label[:, None]]  # (G, M, 4)
+        box = boxes[
+            image[:, None], prior_index, torch.zeros_like(label)[:, None] if self.shared else label[:, None]
+        ]  # (G, M, 4)
         keep = nms(box.permute(2, 0, 1).contiguous(), score > float("-inf"), self.nms_threshold, eta=self.eta)
         if self.keep_top_k > -1:
-            best = torch.where(keep, score, float("-inf")).reshape(images, -1).argsort(dim=1, descending=True, stable=True)
+            best = (
+                torch.where(keep, score, float("-inf")).reshape(images, -1).argsort(dim=1, descending=True, stable=True)
+            )
             among = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best[:, : self.keep_top_k], True)
             keep = keep & among.reshape(keep.shape)
         group, rank = keep.nonzero(as_tuple=True)
@@ -205,7 +211,9 @@ class Reorg(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         (n, c, h, w), s = x.shape, self.stride
         if self.reverse:
-            return x.reshape(n, s, s, c // (s * s), h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // (s * s), h * s, w * s)
+            return (
+                x.reshape(n, s, s, c // (s * s), h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // (s * s), h * s, w * s)
+            )
         y = x.reshape(n, c // (s * s), h, s, w, s).permute(0, 3, 5, 1, 2, 4)
         return y.reshape(n, c * s * s, h // s, w // s)
 
@@ -251,7 +259,9 @@ def yolo_rows(box: Tensor, score: Tensor, label: Tensor, images: int, nms_thresh
     score, order = score.sort(dim=0, descending=True, stable=True)
     centre, half = box[order, :2], box[order, 2:] / 2
     corners = torch.cat([centre - half, centre + half], 1)
-    keep = nms(corners.t().contiguous()[:, None], torch.ones_like(score, dtype=torch.bool)[None], nms_threshold, inclusive=True)[0]
+    keep = nms(
+        corners.t().contiguous()[:, None], torch.ones_like(score, dtype=torch.bool)[None], nms_threshold, inclusive=True
+    )[0]
     label = label[order].to(score.dtype) + 1
     rows = torch.cat([torch.stack([torch.zeros_like(score), label, score], 1), corners], 1)
     return rows[keep][None, None]

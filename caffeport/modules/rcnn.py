@@ -125,7 +125,9 @@ class PSROIPool(nn.Module):
         return mean.reshape(-1, group, group, self.outputs).permute(0, 3, 1, 2)
 
 
-def generate_anchors(base: int, ratios: tuple[float, ...], scales: tuple[float, ...], half_to_even: bool) -> np.ndarray[Any, Any]:
+def generate_anchors(
+    base: int, ratios: tuple[float, ...], scales: tuple[float, ...], half_to_even: bool
+) -> np.ndarray[Any, Any]:
     """Boxes (ratios * scales, 4) around the middle of a square of `base` pixels; ratio (height / width) slow, scale fast.
 
     Their unscaled sides are whole numbers, rounded as numpy does (`half_to_even`) or as the C++ layer does.
@@ -200,7 +202,9 @@ class Proposal(nn.Module):
         score, order = score.sort(dim=0, descending=True, stable=True)
         score, boxes = score[: self.before], boxes[order[: self.before]]
         valid = torch.ones_like(score, dtype=torch.bool)[None]
-        least = 0.0 if self.python else 1.0 - 2**-24  # the C++ layer calls boxes with a gap of less than a pixel disjoint
+        least = (
+            0.0 if self.python else 1.0 - 2**-24
+        )  # the C++ layer calls boxes with a gap of less than a pixel disjoint
         keep = nms(boxes.t().contiguous()[:, None], valid, self.nms_threshold, 1.0, least, limit=self.after)[0]
         chosen = keep.nonzero().flatten()[: self.after]
         rois = F.pad(boxes[chosen], (1, 0))

@@ -10,7 +10,9 @@ from .geometry import interp_size
 class Interp(nn.Module):
     """Bilinear resizing with corners aligned, after a crop."""
 
-    def __init__(self, size: tuple[int, int] | None, zoom: int | None, shrink: int | None, crop: tuple[int, int]) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None, zoom: int | None, shrink: int | None, crop: tuple[int, int]
+    ) -> None:
         """size: height and width; crop: pixels cut from the start and the end of both axes; None: not given."""
         super().__init__()
         self.size, self.zoom, self.shrink, self.crop = size, zoom, shrink, crop
@@ -21,7 +23,10 @@ class Interp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         start, end = self.crop
         x = x[:, :, start : x.shape[2] - end, start : x.shape[3] - end]
-        sizes = [interp_size(i, s, self.zoom, self.shrink) for i, s in zip(x.shape[2:], self.size or (None, None), strict=True)]
+        sizes = [
+            interp_size(i, s, self.zoom, self.shrink)
+            for i, s in zip(x.shape[2:], self.size or (None, None), strict=True)
+        ]
         return F.interpolate(x, sizes, mode="bilinear", align_corners=True)  # type: ignore[arg-type]
 
 
@@ -54,7 +59,9 @@ def placed(x: Tensor, index: Tensor, height: int, width: int) -> Tensor:
 class MaskUpsample(nn.Module):
     """Each value at the place where the pooling layer found it: x and mask (N, C, h, w) to (N, C, H, W), zeros elsewhere."""
 
-    def __init__(self, size: tuple[int, int] | None, scale: tuple[int, int] = (1, 1), less: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None, scale: tuple[int, int] = (1, 1), less: tuple[int, int] = (0, 0)
+    ) -> None:
         """size: height and width of the top; None: `scale` times the bottom's, `less` these pixels."""
         super().__init__()
         self.size, self.scale, self.less = size, scale, less

@@ -165,7 +165,7 @@ def match(reference: Reference, graph: Graph, shapes: Mapping[Value, Shape]) -> 
             found[value] = Stored(key, got[0])
         else:
             problems.append(f"{key!r} is {text(got)}, the net gives {text(wanted)}")
-    if not found and not problems:
+    if not found and not problems and len(unknown(reference, graph)) == len(reference.shapes):
         held = ", ".join(map(repr, list(reference.shapes)[:SHOWN])) or "nothing"
         wanted_names = ", ".join(repr(top.key) for step in graph.steps[:3] for top in step.tops)
         raise ReferenceMismatch(
