@@ -50,7 +50,7 @@ class Operand:
         return [self.value] if self.like is None else [self.value, self.like]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One layer at its place in the net. `blobs` are its learned arrays, `owners` where each one's numbers live."""
 
@@ -113,21 +113,15 @@ class Graph:
 
     @property
     def judged(self) -> set[Value]:
-        """Inputs that only losses, scores and sinks need; empty where the net has no other layers."""
-        readers: dict[Value, list[Step]] = {}
-        for step in self.steps:
-            for value in step.reads:
-                readers.setdefault(value, []).append(step)
-        judging: set[Step] = set()
+        """Inputs such as labels: they lead to no learned array and to no output but what a loss or a score says."""
+        feeding: set[Value] = set()  # values that lead to more than that
+        read = {value for step in self.steps for value in step.reads}
         for step in reversed(self.steps):
-            tops_judged = bool(step.tops) and all(
-                top in readers and judging.issuperset(readers[top]) for top in step.tops
-            )
-            if step.layer.judges or tops_judged:
-                judging.add(step)
-        if len(judging) == len(self.steps):
-            return set()
-        return {value for value in self.inputs if value in readers and judging.issuperset(readers[value])}
+            unread = any(top not in read or top in feeding for top in step.tops)
+            if not step.layer.judges and (step.blobs or unread):
+                feeding.update(step.reads)
+        judged = {value for value in self.inputs if value in read and value not in feeding}
+        return judged if len(judged) < len(self.needed) else set()
 
     def quirks(self) -> list[Quirk]:
         return [quirk for step in self.steps for quirk in step.layer.quirks([o.shape for o in step.bottoms])]

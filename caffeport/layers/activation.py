@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..export.graph import OnnxGraph, OnnxValue
+    from ..export.source import SourceWriter
 
 
 @register("ReLU")
@@ -22,6 +23,7 @@ class ReLU(Layer):
     Source   BVLC Caffe 1.0, src/caffe/layers/relu_layer.cpp
     """
 
+    wraps = True
     param_field = "relu_param"
 
     def __init__(self, *args: object) -> None:
@@ -40,6 +42,10 @@ class ReLU(Layer):
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         slope = self.param.negative_slope
         return [graph.call("LeakyRelu", *bottoms, alpha=slope) if slope else graph.call("Relu", *bottoms)]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        slope = self.param.negative_slope
+        return [f"F.leaky_relu({bottoms[0]}, {writer.number(slope)})" if slope else f"F.relu({bottoms[0]})"]
 
 
 @register("PReLU")
@@ -115,6 +121,7 @@ class ELU(Layer):
     Source   BVLC Caffe 1.0, src/caffe/layers/elu_layer.cpp
     """
 
+    wraps = True
     param_field = "elu_param"
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
@@ -124,6 +131,10 @@ class ELU(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         return [graph.call("Elu", *bottoms, alpha=self.param.alpha)]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        alpha = self.param.alpha
+        return [f"F.elu({bottoms[0]})" if alpha == 1 else f"F.elu({bottoms[0]}, {writer.number(alpha)})"]
 
 
 @register("Sigmoid")
@@ -136,6 +147,7 @@ class Sigmoid(Layer):
     Source   BVLC Caffe 1.0, src/caffe/layers/sigmoid_layer.cpp
     """
 
+    wraps = True
     operator = "Sigmoid"
     noise_floor = 2.0**-25  # later builds of Caffe compute it through tanh
 
@@ -143,6 +155,9 @@ class Sigmoid(Layer):
         from torch import nn
 
         return nn.Sigmoid()
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        return [f"torch.sigmoid({bottoms[0]})"]
 
 
 @register("TanH")
@@ -154,12 +169,16 @@ class TanH(Layer):
     Source   BVLC Caffe 1.0, src/caffe/layers/tanh_layer.cpp
     """
 
+    wraps = True
     operator = "Tanh"
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
 
         return nn.Tanh()
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        return [f"torch.tanh({bottoms[0]})"]
 
 
 @register("BNLL")
@@ -171,12 +190,16 @@ class BNLL(Layer):
     Source   BVLC Caffe 1.0, src/caffe/layers/bnll_layer.cpp
     """
 
+    wraps = True
     operator = "Softplus"
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
 
         return nn.Softplus()
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        return [f"F.softplus({bottoms[0]})"]
 
 
 @register("Swish")
@@ -238,10 +261,14 @@ class AbsVal(_Function):
     Source   BVLC Caffe 1.0, src/caffe/layers/absval_layer.cpp
     """
 
+    wraps = True
     operator = "Abs"
     function = "AbsVal"
     in_place = False
     moves = True
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        return [f"torch.abs({bottoms[0]})"]
 
 
 @register("Power")
@@ -377,3 +404,6 @@ class Dropout(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         return bottoms if self.param.scale_train else [shifted(graph, bottoms[0], 1.0 - self.param.dropout_ratio, 0.0)]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        return bottoms if self.param.scale_train else super().source(writer, bottoms)

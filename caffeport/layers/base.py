@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..export.graph import OnnxGraph, OnnxValue
+    from ..export.source import SourceWriter
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int | None, ...]  # None: known only at run time
@@ -93,6 +94,7 @@ class Layer:
         0.0  # absolute difference that two right builds of Caffe may have, for `caffeport.verify`
     )
     differentiable: ClassVar[bool] = True
+    wraps: ClassVar[bool] = False  # in source it reads well around another call: F.relu(self.conv1(x))
     operator: ClassVar[str] = ""  # ONNX's name of the very same function, where it needs no attributes
     variant: ClassVar[str] = ""  # which fork's layer this is, where one type name means several
 
@@ -131,6 +133,12 @@ class Layer:
         if not self.operator:
             raise UnsupportedLayer(f"{self}: ONNX has no form of it")
         return [graph.call(self.operator, *bottoms)]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        """The tops as Python expressions of the bottoms; a single one for several tops is a tuple."""
+        module = writer.module()
+        calls = bottoms if self.per_bottom else [", ".join(bottoms)]
+        return [f"{module}({arguments})" for arguments in calls] if self.spec.top or self.is_loss else []
 
     def shares_memory(self, bottoms: list[Shape]) -> bool:
         """Whether Caffe's tops are the bottom's own memory, so that a later in-place layer changes both."""

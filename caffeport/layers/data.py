@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..export.graph import OnnxGraph, OnnxValue
+    from ..export.source import SourceWriter
 
 
 class DataLayer(Layer):
@@ -180,6 +181,9 @@ class HDF5Output(Layer):
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         return []
 
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        return []
+
 
 @register("DummyData")
 class DummyData(Layer):
@@ -238,3 +242,8 @@ class DummyData(Layer):
             graph.constant(np.full(shape, value, np.float32))
             for shape, value in zip(self.tops([]), values, strict=True)
         ]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        fillers = [filler.value for filler in self.param.data_filler] or [0.0]
+        fillers = fillers if len(fillers) == len(self.spec.top) else fillers * len(self.spec.top)
+        return writer.buffers([np.full(shape, value, np.float32) for shape, value in zip(self.tops([]), fillers, strict=True)])

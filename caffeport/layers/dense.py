@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..export.graph import OnnxGraph, OnnxValue
+    from ..export.source import SourceWriter
 
 
 @register("InnerProduct")
@@ -74,6 +75,11 @@ class InnerProduct(Layer):
             sizes = graph.call("Concat", graph.sizes(x, 0, axis), graph.axes(self.param.num_output), axis=0)
             return [graph.call("Reshape", y, sizes)]
         return [graph.reshape(y, [*x.shape[:axis], self.param.num_output])]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        rank, axis = len(writer.step.bottoms[0].shape), self.param.axis
+        x = bottoms[0] if rank == axis % rank + 1 else f"{bottoms[0]}.flatten({axis})"
+        return [f"{writer.module()}({x})"]
 
 
 @register("Embed")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..export.graph import OnnxGraph, OnnxValue
+    from ..export.source import SourceWriter
 
 PROD, SUM, MAX = range(3)
 
@@ -84,3 +85,10 @@ class Eltwise(Layer):
         if not terms:
             return [graph.filled_like(bottoms[0], 0.0)]
         return [graph.call("Add" if len(terms) == 2 else "Sum", *terms)]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        if self.loses_first or self.param.coeff:
+            return super().source(writer, bottoms)
+        if self.param.operation == MAX:
+            return [functools.reduce(lambda x, y: f"torch.maximum({x}, {y})", bottoms)]
+        return [(" + " if self.param.operation == SUM else " * ").join(bottoms)]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..export.graph import OnnxGraph, OnnxValue
+    from ..export.source import SourceWriter
 
 
 @register("LRN")
@@ -449,3 +450,6 @@ class Softmax(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         return [graph.call("Softmax", *bottoms, axis=self.param.axis)]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        return [f"F.softmax({bottoms[0]}, {self.param.axis})"]

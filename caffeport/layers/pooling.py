@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..export.graph import OnnxGraph, OnnxValue
+    from ..export.source import SourceWriter
 
 MAX, AVE, STOCHASTIC = range(3)
 LOWEST = -3.4028234663852886e38  # -FLT_MAX, where Caffe's maximum starts
@@ -197,6 +198,18 @@ class Pooling(Layer):
         else:
             plane = graph.constant(height * width)
         return [top, graph.call("Cast", graph.call("Mod", index, plane), to=1)]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        module, (x,) = writer.built(), bottoms
+        kind = {"MaxPool2d": "max", "AvgPool2d": "avg", "AdaptiveMaxPool2d": "max", "AdaptiveAvgPool2d": "avg"}
+        name = kind.get(type(module).__name__)
+        if name is None or len(self.spec.top) == 2:
+            return super().source(writer, bottoms)
+        if self.param.global_pooling:
+            return [f"F.adaptive_{name}_pool2d({x}, 1)"]
+        sizes = [module.kernel_size, module.stride, *([module.padding] if module.padding else [])]
+        ceil = [] if self.floor else ["ceil_mode=True"]
+        return [f"F.{name}_pool2d({', '.join([x, *map(str, sizes), *ceil])})"]
 
 
 def padded_pool(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..export.graph import OnnxGraph, OnnxValue
+    from ..export.source import SourceWriter
 
 
 class _View(Layer):
@@ -65,6 +66,13 @@ class Flatten(_View):
             return [graph.reshape(x, [*x.shape[:start], None], copied=range(start))]
         return [graph.view(x, [*range(start), -1, *range(end + 1, rank)])]
 
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        x, shape = bottoms[0], writer.step.bottoms[0].shape
+        start, end = self.axis(self.param.axis, shape), self.axis(self.param.end_axis, shape)
+        if end < start:
+            return [f"{x}.unsqueeze({start})"]
+        return [f"{x}.flatten({start})" if end == len(shape) - 1 else f"{x}.flatten({start}, {end})"]
+
 
 @register("Reshape")
 class Reshape(_View):
@@ -103,6 +111,15 @@ class Reshape(_View):
         middle = [start + i if dim == 0 else -1 if dim == -1 else Size(dim) for i, dim in enumerate(dims)]
         return [graph.view(x, [*range(start), *middle, *range(end, len(x.shape))])]
 
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        x, rank = bottoms[0], len(writer.step.bottoms[0].shape)
+        dims, axis = self.param.shape.dim, self.param.axis
+        start = axis if axis >= 0 else rank + axis + 1
+        end = rank if self.param.num_axes == -1 else start + self.param.num_axes
+        middle = [f"{x}.shape[{start + i}]" if dim == 0 else str(dim) for i, dim in enumerate(dims)]
+        kept = [f"{x}.shape[{i}]" for i in range(rank)]
+        return [f"{x}.reshape({', '.join([*kept[:start], *middle, *kept[end:]]) or '()'})"]
+
 
 @register("Split")
 class Split(_View):
@@ -121,6 +138,9 @@ class Split(_View):
         return Module(len(self.spec.top))
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return bottoms * len(self.spec.top)
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
         return bottoms * len(self.spec.top)
 
 
@@ -174,6 +194,11 @@ class Concat(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         return [graph.call("Concat", *bottoms, axis=self.joined(bottoms[0].shape))] if len(bottoms) > 1 else bottoms
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        if len(bottoms) == 1:
+            return bottoms
+        return [f"torch.cat(({', '.join(bottoms)}), {self.joined(writer.step.bottoms[0].shape)})"]
 
 
 @register("Slice")
@@ -363,6 +388,10 @@ class Permute(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         return [graph.call("Transpose", *bottoms, perm=self.order(len(bottoms[0].shape)))]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        order = self.order(len(writer.step.bottoms[0].shape))
+        return [f"{bottoms[0]}.permute({', '.join(map(str, order))})"]
 
 
 @register("Reduction")
@@ -556,6 +585,9 @@ class Silence(Layer):
         return Module()
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return []
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
         return []
 
 

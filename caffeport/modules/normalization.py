@@ -92,6 +92,11 @@ class Scale(nn.Module):
         return torch.addcmul(laid(self.bias, self.after), x, weight)
 
 
+def affine_batch_norm(x: Tensor, norm: nn.modules.batchnorm._BatchNorm, scale: Scale) -> Tensor:
+    """Normalisation by stored statistics, then scale and shift, in the one call that they are in PyTorch."""
+    return F.batch_norm(x, norm.running_mean, norm.running_var, scale.weight, scale.bias, False, 0.0, norm.eps)
+
+
 class ScaleBy(nn.Module):
     """x * scale + bias, where the scale is another input."""
 

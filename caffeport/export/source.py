@@ -1,0 +1,592 @@
+"""A Network as one file of plain PyTorch: what a careful person would have typed for this net.
+
+Every layer's `source` method gives the expression of its tops. What torch lacks is copied, function by function, from
+caffeport.modules, so that the file computes what the Network computes, to the last bit.
+"""
+
+import ast
+import builtins
+import importlib.util
+import inspect
+import keyword
+import math
+import pkgutil
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import __version__, modules
+from ..errors import InputError
+from ..graph import Operand, Step, Value
+from ..modules import normalization
+from ..network import Network
+from .onnx_file import appearing
+
+WIDTH = 88  # columns of the generated code; the copied functions keep their own
+_MODULES = [importlib.import_module(f"{modules.__name__}.{found.name}") for found in pkgutil.iter_modules(modules.__path__)]
+_RESERVED = {
+    *keyword.kwlist, *keyword.softkwlist, *dir(builtins), "self", "cls", "x", "y", "F", "nn", "Path", "load_file", "tensor", "RENAMED", "SHARED",
+    *(name for module in _MODULES for name in vars(module)),
+}  # fmt: skip
+_RENAMED_ARGUMENTS = {  # parameters of modules that are kept as an attribute of another name
+    "pad": lambda m: m.padding,
+    "group": lambda m: m.groups,
+    "kernel": lambda m: tuple(m.weight.shape[2:]),
+    "shape": lambda m: tuple((m.bias if getattr(m, "weight", None) is None else m.weight).shape),
+    "rows": lambda m: m.weight.shape[0],
+    "Embed.outputs": lambda m: m.weight.shape[1],
+    "TransposedLinear.inputs": lambda m: m.weight.shape[0],
+    "TransposedLinear.outputs": lambda m: m.weight.shape[1],
+    "LooseConv.channels": lambda m: m.weight.shape[1] * m.groups,
+    "LooseConv.outputs": lambda m: m.weight.shape[0],
+    "LooseConvTranspose.channels": lambda m: m.weight.shape[0],
+    "LooseConvTranspose.outputs": lambda m: m.weight.shape[1] * m.groups,
+    "BatchStatistics.channels": lambda m: m.running_mean.numel(),
+    "BatchBN.channels": lambda m: m.weight.numel(),
+    "Normalize.channels": lambda m: m.weight.numel() if m.weight.dim() else None,
+    "inputs": lambda m: m.weight_x.shape[1],
+    "static": lambda m: None if m.weight_static is None else m.weight_static.shape[1],
+    "ScaleBy.bias": lambda m: None if m.bias is None else tuple(m.bias.shape),
+}
+
+
+@dataclass
+class SourceExport:
+    """What was written: the class's name, the number of lines, and which layers' keys differ in the file."""
+
+    path: Path
+    name: str
+    lines: int
+    renamed: dict[str, str]
+
+
+def export_source(network: Network, path: str | Path, *, prove: bool = True) -> SourceExport:
+    """Write the network as a Python file that needs torch and safetensors only.
+
+    The file's class loads the weights of a converted folder: `Net.from_pretrained("model.safetensors")`. Before it
+    appears, it is run beside the network and has to give the same bits (`prove=False` leaves that out).
+
+    Raises UnsupportedLayer for a layer of which no source can be written, InputError where the file cannot be.
+    """
+    path = Path(path)
+    with appearing(path) as temporary:
+        # Caffe's numbers are float32: 0.0001 reads better than 9.999999747378752e-05, where it gives the same bits.
+        for short in (True, False):
+            source = NetSource(network, short=short)
+            temporary.write_text(source.text(), encoding="ascii")
+            if not prove or source.agrees(temporary):
+                break
+        else:
+            raise AssertionError(f"{path}: the generated source does not give the network's values; please report this")
+    return SourceExport(path, source.name, source.text().count("\n"), source.renamed)
+
+
+class SourceWriter:
+    """What a layer's `source` method writes into: its module, and the helpers that the file has to hold."""
+
+    def __init__(self, network: Network, short: bool) -> None:
+        self.network = network
+        self.short = short
+        self.step: Step = None  # type: ignore[assignment]
+        self.helpers: dict[str, Any] = {}
+        self.attributes: dict[str, str] = {}  # layer key -> attribute
+        self.assignments: list[str] = []
+
+    def module(self) -> str:
+        """The layer's module, made in __init__; gives `self.conv1`."""
+        key = self.step.key
+        if key not in self.attributes:
+            name = self._attribute(key)
+            self.attributes[key] = name
+            if name != self.network.names[key]:
+                self.assignments.append(f"# {ascii(key)}")
+            self.assignments += called(f"self.{name} = ", *self._constructor(self.built()), indent=8)
+        return f"self.{self.attributes[key]}"
+
+    def buffers(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[str]:
+        """Fixed arrays of one value each, which move with the net."""
+        names = []
+        for array in arrays:
+            name = self._attribute(self.step.key, *names)
+            value = self.number(float(array.flat[0]))
+            self.assignments += called(f"self.{name} = ", "nn.Buffer", [f"torch.full({tuple(array.shape)}, {value})", "persistent=False"], indent=8)
+            self.attributes[f"{self.step.key}:{len(names)}"] = name
+            names.append(name)
+        return [f"self.{name}" for name in names]
+
+    def helper(self, found: Any) -> str:
+        """A function or class of caffeport.modules, to be copied; gives its name."""
+        self.helpers[found.__name__] = found
+        return str(found.__name__)
+
+    def number(self, value: float) -> str:
+        """A number as text: as short as float32 allows, unless that changed a result."""
+        if isinstance(value, float) and self.short and math.isfinite(value):
+            value = float(str(np.float32(value)))
+        if isinstance(value, float) and not math.isfinite(value):
+            return f'float("{value}")'
+        return repr(value)
+
+    def built(self) -> Any:
+        """The network's own module of this layer."""
+        return self.network.get_submodule(self.network.names[self.step.key])
+
+    def _attribute(self, key: str, *also: str) -> str:
+        taken = {*self.attributes.values(), *also, *dir(nn.Module()), "from_pretrained"}
+        name = identifier(self.network.names.get(key, key), "layer")
+        while name in taken:
+            name += "_"
+        return name
+
+    def _constructor(self, module: nn.Module) -> tuple[str, list[str]]:
+        """The call that makes this module: its class and arguments, without those at their defaults."""
+        cls = type(module)
+        stock = cls.__module__.startswith("torch.nn.")
+        arguments, by_name = [], False
+        for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name in ("device", "dtype"):
+                continue
+            value = _argument(module, parameter.name)
+            if parameter.default is not parameter.empty and value == parameter.default:
+                by_name = True
+                continue
+            text = self._value(value)
+            by_name = by_name or len(arguments) >= 2 or not isinstance(value, int) or isinstance(value, bool)
+            arguments.append(f"{parameter.name}={text}" if by_name else text)
+        return (f"nn.{cls.__name__}" if stock else self.helper(cls)), arguments
+
+    def _value(self, value: Any) -> str:
+        if isinstance(value, Tensor):
+            value = value.tolist()
+        if isinstance(value, list | tuple):
+            items = ", ".join(self._value(item) for item in value)
+            return f"[{items}]" if isinstance(value, list) else f"({items},)" if len(value) == 1 else f"({items})"
+        return ascii(value) if isinstance(value, str) else self.number(value)
+
+
+def _argument(module: nn.Module, name: str) -> Any:
+    """The value of a constructor's parameter, read from the module that it made."""
+    cls = type(module).__name__
+    get = _RENAMED_ARGUMENTS.get(f"{cls}.{name}") or (None if hasattr(module, name) else _RENAMED_ARGUMENTS.get(name))
+    value = get(module) if get else getattr(module, name)
+    if name == "bias" and not get:
+        return isinstance(value, Tensor) if not isinstance(value, int | float) else value
+    if isinstance(value, tuple) and type(module).__module__.startswith("torch.nn.") and len(set(value)) == 1:
+        return value[0]
+    return value
+
+
+class NetSource:
+    """The file's text for a network."""
+
+    def __init__(self, network: Network, short: bool = True) -> None:
+        self.network = network
+        self.graph = network.graph
+        self.writer = SourceWriter(network, short)
+        self.name = class_name(network.graph.name)
+        self.inputs = self.graph.needed
+        self.body: list[str] = []
+        self.expressions: dict[Value, str] = {}
+        self.holds: dict[str, Value] = {}  # local name -> value
+        self._write_forward()
+        names = network.names
+        self.renamed = {names[key]: name for key, name in self.writer.attributes.items() if key in names and names[key] != name}
+        self.shared = self._shared()
+
+    # ---- forward
+
+    def _write_forward(self) -> None:
+        graph = self.graph
+        self.left: dict[Value, int] = {}  # how often each value is still read
+        for step in graph.steps:
+            for value in step.reads:
+                self.left[value] = self.left.get(value, 0) + 1
+        kept = [value for name in graph.outputs for value in graph.blobs[name].values]
+        for value in kept:
+            self.left[value] = self.left.get(value, 0) + 1
+        self.arguments = []
+        for value in self.inputs:
+            name = self._local(value, value.blob)
+            self.arguments.append(name)
+            if value in graph.labels:
+                self.body.append(f"{name} = {name}.reshape(-1, 1, 1, 1)")
+        steps = list(graph.steps)
+        while steps:
+            step = steps.pop(0)
+            self.writer.step = step
+            bottoms = [self._see(operand) for operand in step.bottoms]
+            after = steps[0] if steps else None
+            if after and self._is_affine_pair(step, after):
+                norm = self.writer.module()
+                self.writer.step = step = steps.pop(0)
+                function = self.writer.helper(normalization.affine_batch_norm)
+                tops = [f"{function}({bottoms[0]}, {norm}, {self.writer.module()})"]
+                for value in step.reads:
+                    self.left[value] -= 1
+                done = graph.steps[graph.steps.index(step) - 1].reads
+            else:
+                tops = step.layer.source(self.writer, bottoms)
+                tops = self._with_shared(step, bottoms, tops)
+                done = step.reads
+            for value in done:
+                self.left[value] -= 1
+            self._assign(step, tops, steps[0] if steps else None)
+        self._return()
+
+    def _is_affine_pair(self, step: Step, after: Step) -> bool:
+        top = step.tops[0] if step.tops else None
+        return (
+            step.layer.affine_with(after.layer)
+            and not {step.key, after.key} & set(self.network._views)
+            and after.bottoms[0] == Operand(top)
+            and self.left.get(top) == 1
+        )
+
+    def _see(self, operand: Operand) -> str:
+        text = self.expressions[operand.value]
+        return text if operand.like is None else f"{text}.reshape({self.expressions[operand.like]}.shape)"
+
+    def _assign(self, step: Step, tops: Sequence[str], after: Step | None) -> None:
+        if not tops:
+            return
+        if len(tops) == 1 and len(step.tops) > 1:
+            names = [self._local(top, top.blob) for top in step.tops]
+            self.body += [f"{', '.join(names)} = {tops[0]}"]
+            return
+        for top, text in zip(step.tops, tops, strict=True):
+            if text.isidentifier():
+                self.expressions[top] = text  # the layer passes its bottom on
+                self._alias(top, text)
+                continue
+            next_only = after is not None and self.left.get(top) == 1 and top in after.reads and after.bottoms.count(Operand(top)) == 1
+            if next_only and after is not None and after.layer.wraps and len(text) < WIDTH - 28:
+                self.expressions[top] = text
+                continue
+            first = not self.holds
+            name = self._local(top, "x" if next_only or self._is_last(top) else top.blob)
+            annotated = text.startswith("self.") and name not in self.typed
+            self.typed.add(name)
+            del first
+            self.body += wrapped(f"{name}: Tensor = {text}" if annotated else f"{name} = {text}", 8)
+
+    @property
+    def typed(self) -> set[str]:
+        return self.__dict__.setdefault("_typed", set(self.arguments))
+
+    def _is_last(self, top: Value) -> bool:
+        return len(self.graph.outputs) == 1 and self.graph.blobs[self.graph.outputs[0]] == Operand(top) and self.left.get(top) == 1
+
+    def _alias(self, top: Value, name: str) -> None:
+        """`top` is the value that `name` holds, so that one stays as long as either is read."""
+        held = self.holds.get(name)
+        if held is not None:
+            self.left[top] = self.left.get(top, 0) + max(self.left.get(held, 0), 0)
+            self.holds[name] = top
+
+    def _local(self, value: Value, blob: str) -> str:
+        """A local name for the value, which no value holds that is still to be read."""
+        name = base = blob if blob == "x" else identifier(blob, "blob")
+        number = 2
+        while name in self.holds and self.left.get(self.holds[name], 0) > 0:
+            name = f"{base}_{number}"
+            number += 1
+        self.holds[name] = value
+        self.expressions[value] = name
+        return name
+
+    def _with_shared(self, step: Step, bottoms: Sequence[str], tops: list[str]) -> list[str]:
+        """A layer whose parameter is another layer's, seen under another shape."""
+        views = self.network._views.get(step.key)
+        if not views:
+            return tops
+        owner = {name: key for key, name in self.network.names.items()}
+        attributes = self.writer.attributes
+        own = ", ".join(
+            f'"{name}": self.{attributes[view.layer]}.{view.parameter}.reshape({tuple(view.shape)})' for name, view in views.items()
+        )
+        del owner
+        axis = step.layer.flatten_from()
+        seen = [f"{b}.flatten({axis})" if axis is not None and len(o.shape) != axis % len(o.shape) + 1 else b for b, o in zip(bottoms, step.bottoms, strict=True)]
+        module = self.writer.module()
+        calls = seen if step.layer.per_bottom else [", ".join(seen)]
+        return [f"torch.func.functional_call({module}, {{{own}}}, ({arguments},))" for arguments in calls]
+
+    def _return(self) -> None:
+        outputs = [(name, self._see(self.graph.blobs[name])) for name in self.graph.outputs]
+        if len(outputs) == 1:
+            self.body.append(f"return {outputs[0][1]}")
+        else:
+            self.body += called("return ", "", [f"{quoted(name)}: {text}" for name, text in outputs], 8, "{}")
+
+    # ---- parameters
+
+    def _shared(self) -> dict[str, str]:
+        """Keys of the state_dict whose tensor another key owns, as attributes of this file."""
+        owners: dict[int, str] = {}
+        shared = {}
+        for key, tensor in self.network.state_dict(keep_vars=True).items():
+            module, _, rest = key.partition(".")
+            attribute = f"{self.renamed.get(module, module)}.{rest}"
+            owner = owners.setdefault(id(tensor), attribute)
+            if owner != attribute:
+                shared[attribute] = owner
+        return shared
+
+    def _init(self) -> list[str]:
+        lines = list(self.writer.assignments)
+        for key, owner in self.shared.items():
+            lines.append(f"self.{key} = self.{owner}")
+        for key, views in self.network._views.items():
+            lines += [f'self.{self.writer.attributes[key]}.register_parameter("{name}", None)' for name in views]
+        return lines
+
+    # ---- the file
+
+    def text(self) -> str:
+        copied = _copied(self.writer.helpers.values())
+        init = self._init()
+        cls = [f"class {self.name}(nn.Module):", f'    """{plain(self.graph.name) or "The net"}, as Caffe computes it in TEST phase."""', ""]
+        if init:
+            cls += ["    def __init__(self) -> None:", "        super().__init__()", *(f"        {line}" for line in init), ""]
+        many = len(self.graph.outputs) != 1
+        arguments = [f"{name}: Tensor" for name in self.arguments]
+        returns = "dict[str, Tensor]" if many else "Tensor"
+        cls += [f"    {line}" for line in signature("def forward", ["self", *arguments], returns, 4)]
+        cls += [f"        {line}" for line in self._shapes()]
+        cls += [f"        {line}" for line in self.body]
+        cls += ["", *(f"    {line}" for line in self._loader())]
+        tables = []
+        if self.renamed:
+            tables += [
+                "# Layers whose names are no Python names: key in model.safetensors, and here.",
+                *called("RENAMED = ", "", [f"{quoted(a)}: {quoted(b)}" for a, b in self.renamed.items()], 0, "{}", explode=True),
+                "",
+            ]
+        body = "\n".join([*tables, *([] if not tables else [""]), *cls]).rstrip() + "\n"
+        helpers = "".join(f"{part}\n\n\n" for part in copied.texts)
+        if helpers:
+            helpers = "# fmt: off\n" + helpers.rstrip("\n") + "\n# fmt: on\n\n\n"
+        return f'"""{self._headline()}\n"""\n\n{_imports(helpers + body, copied.imports)}\n\n\n{helpers}{body}'
+
+    def _headline(self) -> str:
+        name = plain(self.graph.name) or "A net"
+        return f"{name}: a Caffe net as plain PyTorch. Written by caffeport {__version__}.\n\nNeeds torch and safetensors; the weights are model.safetensors of the converted folder."
+
+    def _shapes(self) -> list[str]:
+        sizes = [
+            f"{name} ({', '.join('any' if n is None else str(n) for n in value.shape)})"
+            for name, value in zip(self.arguments, self.inputs, strict=True)
+        ]
+        outputs = ", ".join(ascii(name)[1:-1] if plain(name) == name else plain(name) for name in self.graph.outputs)
+        text = f"{', '.join(sizes) or 'nothing'} to {outputs}."
+        return [f'"""{plain(text)[: WIDTH - 16]}"""'] if plain(text) == text else [f'"""{plain(text)[: WIDTH - 16]}"""']
+
+    def _loader(self) -> list[str]:
+        lines = [
+            "@classmethod",
+            f'def from_pretrained(cls, path: str = "model.safetensors") -> "{self.name}":',
+            '    """The net with the weights of a converted folder."""',
+            "    net = cls()",
+            "    state = load_file(path)",
+        ]
+        if self.renamed:
+            lines += [
+                "    for layer, name in RENAMED.items():",
+                '        for key in [key for key in state if key.startswith(f"{layer}.")]:',
+                "            state[name + key.removeprefix(layer)] = state.pop(key)",
+            ]
+        for key, owner in self.shared.items():
+            lines.append(f"    state[{quoted(key)}] = state[{quoted(owner)}]")
+        return [*lines, "    net.load_state_dict(state)", "    return net.eval()"]
+
+    # ---- proof
+
+    def agrees(self, path: Path, seed: int = 0) -> bool:
+        """Whether the file gives the network's values, bit for bit, on random inputs."""
+        from .proof import random_inputs
+
+        feeds = {name: torch.from_numpy(array) for name, array in random_inputs(self.network, seed).items()}
+        module = _imported(path)
+        with torch.device("meta"):
+            net = getattr(module, self.name)()
+        state = {}
+        for key, tensor in self.network.state_dict(keep_vars=True).items():
+            name, _, rest = key.partition(".")
+            state[f"{self.renamed.get(name, name)}.{rest}"] = tensor.detach()
+        net.load_state_dict(state, assign=True)
+        for attribute, buffer in list(net.named_buffers()):
+            if buffer.is_meta:
+                return self._agrees_built(module, state, feeds)
+        return self._same(net.eval(), feeds)
+
+    def _agrees_built(self, module: ModuleType, state: dict[str, Tensor], feeds: dict[str, Tensor]) -> bool:
+        """The same for a net with constants, which a net without memory cannot hold."""
+        net = getattr(module, self.name)()
+        net.load_state_dict(state)
+        return self._same(net.eval(), feeds)
+
+    def _same(self, net: nn.Module, feeds: dict[str, Tensor]) -> bool:
+        with torch.no_grad():
+            wanted = self.network(feeds)
+            given = net(*feeds.values())
+        if isinstance(wanted, Tensor):
+            wanted, given = {"": wanted}, {"": given}
+        return all(
+            a.shape == given[name].shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(given[name])) for name, a in wanted.items()
+        )
+
+
+# ---- text
+
+
+def identifier(name: str, prefix: str) -> str:
+    """A name as a Python identifier of plain ASCII, and none that the file uses itself."""
+    text = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")[:60] or prefix
+    if text[0].isdigit():
+        text = f"{prefix}_{text}"
+    return f"{text}_" if text in _RESERVED else text
+
+
+def class_name(name: str) -> str:
+    text = "".join(word[:1].upper() + word[1:] for word in re.split(r"\W+", name, flags=re.ASCII))[:60].replace("_", "")
+    text = text if text[:1].isalpha() else f"Net{text}"
+    return f"{text}Net" if text in _RESERVED or text == "Net" and name else text
+
+
+def plain(text: str) -> str:
+    """Foreign text for a docstring: printable ASCII, without quotes and backslashes."""
+    return re.sub(r"[^ !#-&(-\[\]-~]", "?", text)[:200]
+
+
+def quoted(text: str) -> str:
+    """A string in double quotes, as ruff writes it, unless that needs more escapes."""
+    single = ascii(text)
+    return f'"{single[1:-1]}"' if single[0] == "'" and '"' not in single and "\\'" not in single else single
+
+
+def called(head: str, function: str, arguments: list[str], indent: int, brackets: str = "()", explode: bool = False) -> list[str]:
+    """`head function(arguments)`, on one line, or one argument a line where that is too long."""
+    line = f"{head}{function}{brackets[0]}{', '.join(arguments)}{brackets[1]}"
+    if len(line) + indent <= WIDTH and not explode:
+        return [line]
+    return [f"{head}{function}{brackets[0]}", *(f"    {argument}," for argument in arguments), brackets[1]]
+
+
+def signature(head: str, arguments: list[str], returns: str, indent: int) -> list[str]:
+    line = f"{head}({', '.join(arguments)}) -> {returns}:"
+    if len(line) + indent <= WIDTH:
+        return [line]
+    return [f"{head}(", *(f"    {argument}," for argument in arguments), f") -> {returns}:"]
+
+
+def wrapped(line: str, indent: int) -> list[str]:
+    """An assignment of one call, over several lines where it is too long."""
+    if len(line) + indent <= WIDTH:
+        return [line]
+    call = ast.parse(line.replace(": Tensor =", " =")).body[0].value  # type: ignore[attr-defined]
+    if not isinstance(call, ast.Call) or call.keywords and not call.args:
+        return [line]
+    head, _, _ = line.partition(" = ")
+    text = line.replace(": Tensor =", " =")
+    arguments = [ast.get_source_segment(text, argument) or "" for argument in call.args]
+    arguments += [f"{k.arg}={ast.get_source_segment(text, k.value)}" for k in call.keywords]
+    return called(f"{head} = ", ast.get_source_segment(text, call.func) or "", arguments, indent, explode=True)
+
+
+@dataclass
+class Copied:
+    """Texts of copied functions, classes and constants, each after what it uses; and the imports that they need."""
+
+    texts: list[str] = field(default_factory=list)
+    imports: set[str] = field(default_factory=set)
+
+
+def _copied(wanted: Iterable[Any]) -> Copied:
+    copied, seen = Copied(), set()
+
+    def add(module: ModuleType, name: str) -> None:
+        if (module, name) in seen:
+            return
+        seen.add((module, name))
+        source = inspect.getsource(module)
+        tree = ast.parse(source)
+        for node in tree.body:
+            if name in _defines(node):
+                text = ast.get_source_segment(source, node) or ""
+                decorators = getattr(node, "decorator_list", [])
+                text = "".join(f"@{ast.get_source_segment(source, d)}\n" for d in decorators) + text
+                comment = source.splitlines()[node.end_lineno - 1][len(text) :] if isinstance(node, ast.Assign) else ""  # type: ignore[operator]
+                for used in ast.walk(node):
+                    if isinstance(used, ast.Name):
+                        _resolve(module, tree, used.id)
+                copied.texts.append(text + comment.rstrip())
+
+    def _resolve(module: ModuleType, tree: ast.Module, name: str) -> None:
+        for node in tree.body:
+            if name in _defines(node):
+                add(module, name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                for alias in node.names:
+                    if (alias.asname or alias.name) != name:
+                        continue
+                    if isinstance(node, ast.ImportFrom) and node.level:
+                        add(sys.modules[f"{modules.__name__}.{node.module}"], alias.name)
+                    else:
+                        copied.imports.add(_import_text(node, alias))
+
+    for found in wanted:
+        add(sys.modules[found.__module__], found.__name__)
+    return copied
+
+
+def _defines(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return set()
+
+
+def _import_text(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:
+    also = f" as {alias.asname}" if alias.asname else ""
+    return f"from {node.module} import {alias.name}{also}" if isinstance(node, ast.ImportFrom) else f"import {alias.name}{also}"
+
+
+def _imports(code: str, needed: set[str]) -> str:
+    """The import lines that this code needs, sorted as ruff sorts them."""
+    needed = set(needed) | {"from torch import nn", "from torch import Tensor", "from safetensors.torch import load_file"}
+    if re.search(r"\btorch\.", code):
+        needed.add("import torch")
+    if re.search(r"\bF\.", code):
+        needed.add("from torch.nn import functional as F")
+    names: dict[str, set[str]] = {}
+    for line in needed:
+        if line.startswith("from "):
+            module, _, name = line[5:].partition(" import ")
+            names.setdefault(module, set()).add(name)
+    lines = [line for line in needed if line.startswith("import ")]
+    lines += [f"from {module} import {', '.join(sorted(found))}" for module, found in names.items()]
+    third = [line for line in lines if re.match(r"(import|from) (torch|numpy|safetensors)\b", line)]
+    order = [sorted(set(lines) - set(third), key=_import_order), sorted(third, key=_import_order)]
+    return "\n\n".join("\n".join(part) for part in order if part)
+
+
+def _import_order(line: str) -> tuple[bool, str]:
+    return line.startswith("from"), line.split()[1]
+
+
+def _imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("caffeport_generated", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: the name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
