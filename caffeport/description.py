@@ -6,12 +6,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .errors import FormatError, WeightsError
+from .errors import FormatError, InputError, WeightsError
 from .formats import ModelFile, Readable, StoredLayer, Weights, read
 from .formats.rules import cut_unfed, filter_net, refuse_lost_bottoms, to_deploy
 from .formats.schema import Message
 from .graph import Graph, build
 from .layers import text
+from .surgery import Surgery, found, hints, renamed, wanted
 
 
 @dataclass
@@ -47,6 +48,7 @@ def describe(
     level: int = 0,
     stages: Iterable[str] = (),
     inputs: Mapping[str, Sequence[int | None]] | None = None,
+    reshape: Surgery = (),
     salvage: bool = False,
     deploy: bool = False,
 ) -> Description:
@@ -74,9 +76,19 @@ def describe(
         v2, notes = to_deploy(filtered) if deploy else cut_unfed(filtered, inputs or ())
         warnings += notes
         refuse_lost_bottoms(net_file.net, v2, filtered.state, inputs or ())
-    by_name = stored.by_name() if stored else {}
-    graph = build(v2, by_name, inputs)
+    path = files[-1].path
+    names = [layer.name for layer in v2.layer]
+    pairs = wanted(reshape, names)
+    if pairs and stored is None:
+        raise InputError(f"reshape: {path} holds no arrays; give the weights too")
+    if pairs and stored:
+        stored = renamed(stored, pairs, names, path)
+    graph = build(v2, stored.by_name() if stored else {}, inputs)
+    if stored and "text" not in files[-1].form:
+        stored, notes = found(stored, pairs, graph, path)
+        warnings += notes + hints(stored, graph)
     warnings += _layer_warnings(graph)
+    by_name = stored.by_name() if stored else {}
     unused = [layer for name, layer in by_name.items() if not any(step.layer.spec.name == name for step in graph.steps)]
     if unused and weights is not None:
         warnings.append(f"{files[-1].path}: the net has no layer {_names(unused)}: their arrays are not used")

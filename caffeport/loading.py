@@ -17,6 +17,7 @@ from .formats import Readable, StoredLayer
 from .graph import Graph, Step
 from .layers import Array, text
 from .network import Network, View
+from .surgery import Surgery, advice, hints
 
 LOG = logging.getLogger("caffeport")
 BLOCK = 1 << 18  # values copied at a time: 1 MiB of float32, so that the check for NaN reads from the cache
@@ -30,6 +31,7 @@ def load(
     level: int = 0,
     stages: Iterable[str] = (),
     inputs: Mapping[str, Sequence[int | None]] | None = None,
+    reshape: Surgery = (),
     strict: bool = True,
     deploy: bool = False,
     salvage: bool = False,
@@ -46,6 +48,9 @@ def load(
                      likewise
     inputs           shapes of inputs by blob name, for what the file does not say; None in a shape leaves that
                      dimension open
+    reshape          layers that take arrays of another shape, but as many values, in their order ("net surgery"):
+                     ["fc6"] where the file has that name too, {"fc6": "fc6-conv"} (of the file: of the net) to rename
+                     as well
     strict           a layer that the weights file lacks is an error; False leaves it Caffe's filler, with a warning
     deploy           cut from a training net what only training needs; SoftmaxWithLoss leaves a Softmax (always done for a
                      weights file alone)
@@ -137,11 +142,14 @@ def _misfit(entry: StoredLayer, step: Step) -> str | None:
             bottoms = ", ".join(
                 f"{name!r} of {text(o.shape)}" for name, o in zip(layer.spec.bottom, step.bottoms, strict=True)
             )
-            same = "; the counts agree" if prod(stored.shape) == prod(wanted.shape) else ""
+            agree = prod(stored.shape) == prod(wanted.shape)
+            if entry.reshaped and agree:
+                continue
+            how = f"; the counts agree: {advice(entry.name, layer.spec.name)} takes the values in their order"
             return (
                 f"{layer}: its {wanted.name} is {text(stored.shape)} in the weights file, "
                 f"the net with bottom {bottoms} "
-                f"wants {text(wanted.shape)}{same}"
+                f"wants {text(wanted.shape)}{how if agree else ''}"
             )
     return None
 

@@ -45,6 +45,7 @@ class StoredLayer:
     span     the bytes that it takes up in the file
     places   which of the layer's blobs these are, where some are missing (HDF5 leaves out what an earlier layer
              shares); None: 0, 1, ...
+    reshaped the caller asked for the values in their order, whatever shape the net wants
     """
 
     name: str
@@ -52,6 +53,7 @@ class StoredLayer:
     blobs: tuple[StoredBlob, ...]
     span: tuple[int, int] | None = None
     places: tuple[int, ...] | None = None
+    reshaped: bool = False
 
 
 @dataclass

@@ -284,7 +284,6 @@ def layer_class(spec: Message, stored: Sequence[StoredBlob] | None = None) -> ty
             f"layer {spec.name!r} (Python, {type_name(spec)}): its code is not part of the file; {hint}"
         )
     near = get_close_matches(spec.type, TYPES, n=1)
-    hint = (
-        f"did you mean {near[0]!r}?" if near else f"register a class for it: @caffeport.layers.register({spec.type!r})"
-    )
+    hint = f"did you mean {near[0]!r}? If not, " if near else ""
+    hint += f"register a class for it: @caffeport.layers.register({spec.type!r})"
     raise UnsupportedLayer(f"layer {spec.name!r} ({spec.type}): nobody describes this type; {hint}")

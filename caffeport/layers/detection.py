@@ -223,7 +223,7 @@ class DetectionOutput(Layer):
 
     def refined(self, bottoms: list[Shape]) -> bool:
         """Whether the fourth bottom is RefineDet's objectness; SSD's is a picture to draw on."""
-        return len(bottoms) > 3 and len(bottoms[3]) != 4 or len(bottoms) == 5
+        return len(bottoms) == 5 or (len(bottoms) == 4 and len(bottoms[3]) != 4)
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         p = self.param
@@ -328,7 +328,7 @@ class ReorgYolo(Reorg):
     """
 
     param_field = "reorg_yolo_param"
-    reverse = False  # type: ignore[assignment]
+    reverse = False
 
     @property
     def stride(self) -> int:
@@ -360,8 +360,8 @@ class RegionYolo(Layer):
         channels = p.num * (p.coords + 1 + p.classes)
         if p.coords < 2 or p.classes < 1 or p.num < 1 or shape[1] not in (None, channels):
             raise ShapeError(
-                f"{self}: {p.num} boxes of {p.coords} coords, an objectness and {p.classes} classes need {channels} channels, "
-                f"bottom is {text(shape)}"
+                f"{self}: {p.num} boxes of {p.coords} coords, an objectness and {p.classes} classes need {channels} "
+                f"channels, bottom is {text(shape)}"
             )
         axis, end = self.flattened(shape)
         return [(*shape[:axis], count(shape[axis : end + 1]), *shape[end + 1 :])]
@@ -428,7 +428,8 @@ class _YoloOutput(Layer):
         for name, shape in zip(self.spec.bottom, bottoms, strict=True):
             if len(shape) != 4 or shape[1] not in (None, channels):
                 raise ShapeError(
-                    f"{self}: {boxes} boxes of {p.num_classes} classes need N x {channels} x H x W, bottom {name!r} is {text(shape)}"
+                    f"{self}: {boxes} boxes of {p.num_classes} classes need N x {channels} x H x W, "
+                    f"bottom {name!r} is {text(shape)}"
                 )
         return [(1, 1, None, 7)]
 
@@ -437,7 +438,8 @@ class _YoloOutput(Layer):
 class YoloDetectionOutput(_YoloOutput):
     """YOLO v2's boxes, thresholded and reduced by non-maximum suppression over all labels.
 
-    x = (column + s(t0)) / W, y = (row + s(t1)) / H, w = exp(t2) bias / W, h = exp(t3) bias / H, score = s(t4) max(softmax(classes))
+    x = (column + s(t0)) / W, y = (row + s(t1)) / H, w = exp(t2) bias / W, h = exp(t3) bias / H,
+    score = s(t4) max(softmax(classes)); s is the logistic function
 
     Shapes   one or two maps (N, num_box (5 + classes), H, W) -> top (1, 1, K, 7): 0, label + 1, score, left, top,
              right, bottom
@@ -470,7 +472,8 @@ class YoloDetectionOutput(_YoloOutput):
 class Yolov3DetectionOutput(_YoloOutput):
     """YOLO v3's boxes of all scales, thresholded for each label and reduced by non-maximum suppression over all labels.
 
-    x = (column + s(t0)) / W, y = (row + s(t1)) / H, w = exp(t2) bias / (W scale), h = exp(t3) bias / (H scale), score = s(t4) s(class)
+    x = (column + s(t0)) / W, y = (row + s(t1)) / H, w = exp(t2) bias / (W scale), h = exp(t3) bias / (H scale),
+    score = s(t4) s(class); s is the logistic function
 
     Shapes   a map (N, num_box (5 + classes), H, W) for each scale -> top (1, 1, K, 7): 0, label + 1, score, left, top,
              right, bottom
@@ -492,12 +495,14 @@ class Yolov3DetectionOutput(_YoloOutput):
             raise ShapeError(f"{self}: gaussian_box is not described; its maps hold a variance for each coordinate")
         if len(bottoms) != p.mask_group_num or len(p.anchors_scale) < len(bottoms):
             raise ShapeError(
-                f"{self}: has {len(bottoms)} bottoms, but mask_group_num {p.mask_group_num} and {len(p.anchors_scale)} anchors_scale"
+                f"{self}: has {len(bottoms)} bottoms, but mask_group_num {p.mask_group_num} "
+                f"and {len(p.anchors_scale)} anchors_scale"
             )
         each = len(p.mask) // len(bottoms)
         if len(p.mask) < each * (len(bottoms) - 1) + boxes or any(2 * mask >= len(p.biases) for mask in p.mask):
             raise ShapeError(
-                f"{self}: mask {list(p.mask)} does not name {boxes} pairs of {len(p.biases)} biases for each of {len(bottoms)} bottoms"
+                f"{self}: mask {list(p.mask)} does not name {boxes} pairs of {len(p.biases)} biases "
+                f"for each of {len(bottoms)} bottoms"
             )
         return super().tops(bottoms)
 

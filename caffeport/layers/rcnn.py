@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError, ShapeError, UnsupportedLayer
-from .base import Layer, Quirk, Shape, register, text
+from .base import Layer, Quirk, Shape, count, register, text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +80,8 @@ class PSROIPooling(Layer):
         rois, channels = check_rois(self, bottoms), p.output_dim * p.group_size**2
         if bottoms[0][1] not in (None, channels):
             raise ShapeError(
-                f"{self}: output_dim {p.output_dim} and group_size {p.group_size} need {channels} channels, bottom is {text(bottoms[0])}"
+                f"{self}: output_dim {p.output_dim} and group_size {p.group_size} need {channels} channels, "
+                f"bottom is {text(bottoms[0])}"
             )
         return [(rois, p.output_dim, p.group_size, p.group_size)]
 
@@ -114,24 +115,21 @@ class _Proposal(Layer):
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         scores, deltas, info = bottoms
-        count = self.anchors()
-        for name, shape, channels in zip(self.spec.bottom, (scores, deltas), (2 * count, 4 * count), strict=False):
+        anchors = self.anchors()
+        for name, shape, channels in zip(self.spec.bottom, (scores, deltas), (2 * anchors, 4 * anchors), strict=False):
             if len(shape) != 4 or shape[0] not in (None, 1) or shape[1] not in (None, channels):
                 raise ShapeError(
-                    f"{self}: {count} anchors need 1 x {channels} x H x W (one image only), bottom {name!r} is {text(shape)}"
+                    f"{self}: {anchors} anchors need 1 x {channels} x H x W (one image only), "
+                    f"bottom {name!r} is {text(shape)}"
                 )
         if any(a is not None and b is not None and a != b for a, b in zip(scores[2:], deltas[2:], strict=True)):
             raise ShapeError(f"{self}: scores are {text(scores)}, deltas {text(deltas)}; the maps must be of one size")
-        if (
-            info
-            and info[-1] is not None
-            and all(n in (1, info[1] if len(info) > 1 else info[0]) for n in info if n is not None)
-        ):
-            numbers = max(n for n in info if n is not None)
-            if numbers < self.image_numbers:
-                raise ShapeError(
-                    f"{self}: im_info must hold {self.image_numbers} numbers (height, width, scale..), bottom {self.spec.bottom[2]!r} is {text(info)}"
-                )
+        numbers = count(info[1:] or info)
+        if numbers is not None and numbers < self.image_numbers:
+            raise ShapeError(
+                f"{self}: im_info must hold {self.image_numbers} numbers (height, width, scale..), "
+                f"bottom {self.spec.bottom[2]!r} is {text(info)}"
+            )
         return self.found()[: len(self.spec.top)]
 
     def found(self) -> list[Shape]:
@@ -140,7 +138,7 @@ class _Proposal(Layer):
 
 @register("Proposal")
 class Proposal(_Proposal):
-    """Regions from a region proposal network: anchors moved by the predicted deltas, the best kept, reduced by non-maximum suppression.
+    """Regions from a region proposal network: anchors moved by predicted deltas, the best ones that overlap little.
 
     Shapes   scores (1, 2 A, H, W), deltas (1, 4 A, H, W), im_info (1, 4): height, width, their two scales -> rois (R,
              5) [, scores (R)]

@@ -52,15 +52,12 @@ class Interp(Layer):
         sizes: list[int | None] = []
         for size, wanted in zip(shape[2:], self.wanted() or (None, None), strict=True):
             left = None if size is None else size + p.pad_beg + p.pad_end
-            # A length of 1 stands for an open one where only `wanted` counts.
-            new = interp_size(1 if left is None else left, wanted, zoom, shrink)
-            if (left is not None and left < 1) or new is None or new < 1:
+            new = interp_size(left, wanted, zoom, shrink)
+            if (left is not None and left < 1) or (new is not None and new < 1):
                 raise ShapeError(
                     f"{self}: an axis of {size} would become {new}, with {left} of it left by pad_beg and pad_end"
                 )
-            sizes.append(
-                None if left is None and (zoom is None) != (shrink is None) or left is None and wanted is None else new
-            )
+            sizes.append(new)
         return [(*shape[:2], *sizes)]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
@@ -115,7 +112,8 @@ def same_mask(layer: Layer, bottoms: list[Shape]) -> None:
         raise ShapeError(f"{layer}: wants 4 axes, bottom is {text(bottoms[0])}")
     if len(bottoms) == 2 and not compatible(*bottoms):
         raise ShapeError(
-            f"{layer}: the mask, bottom {layer.spec.bottom[1]!r}, is {text(bottoms[1])}, the values are {text(bottoms[0])}"
+            f"{layer}: the mask, bottom {layer.spec.bottom[1]!r}, is {text(bottoms[1])}, "
+            f"the values are {text(bottoms[0])}"
         )
 
 
@@ -294,7 +292,8 @@ class StoredBN(_BN):
 class BatchBN(_BN):
     """A learned scale and shift (INFERENCE), or normalisation by the batch's own statistics before them (LEARN).
 
-    INFERENCE: y = x * scale + shift. LEARN: y = (x - mean) / sqrt(variance + 1e-9) * scale + shift, variance = E(x^2) - E(x)^2
+    INFERENCE: y = x * scale + shift
+    LEARN: y = (x - mean) / sqrt(variance + 1e-9) * scale + shift, variance = E(x^2) - E(x)^2
 
     Shapes   bottom (N, C, H, W) -> top, same [, mean (1, C, 1, 1) [, variance (1, C, 1, 1)]]
     Params   bn_mode LEARN | INFERENCE; scale_filler and shift_filler constant 0

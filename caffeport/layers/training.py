@@ -33,6 +33,6 @@ class TrainingOnly(Layer):
     def __init__(self, spec: Message, key: str, stored: Sequence[StoredBlob] | None = None) -> None:
         super().__init__(spec, key, stored)
         raise UnsupportedLayer(
-            f"layer {key!r} ({type_name(spec)}) only trains or evaluates (bottoms: {', '.join(spec.bottom) or 'none'}); "
+            f"layer {key!r} ({type_name(spec)}) only trains or evaluates (reads {', '.join(spec.bottom) or 'none'}); "
             "use the deploy net, or cut it: deploy=True, --deploy, or `caffeport convert`"
         )

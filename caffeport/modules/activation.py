@@ -68,12 +68,12 @@ class Exp(_Elementwise):
 
     def __init__(self, base: float, scale: float, shift: float) -> None:
         super().__init__()
-        log = 1.0 if base == -1 else math.log(base)
-        self.inner, self.outer = log * scale, math.exp(log * shift)
+        self.base, self.scale, self.shift = base, scale, shift
 
     def forward(self, x: Tensor) -> Tensor:
-        y = (x * self.inner).exp()
-        return y if self.outer == 1 else y * self.outer
+        log = 1.0 if self.base == -1 else math.log(self.base)
+        y = (x * (log * self.scale)).exp()
+        return y if self.shift == 0 else y * math.exp(log * self.shift)
 
 
 class Log(_Elementwise):
@@ -81,10 +81,11 @@ class Log(_Elementwise):
 
     def __init__(self, base: float, scale: float, shift: float) -> None:
         super().__init__()
-        self.scale, self.shift, self.factor = scale, shift, 1.0 if base == -1 else 1.0 / math.log(base)
+        self.base, self.scale, self.shift = base, scale, shift
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x * self.scale + self.shift).log() * self.factor
+        y = (x * self.scale + self.shift).log()
+        return y if self.base == -1 else y * (1 / math.log(self.base))
 
 
 class Threshold(_Elementwise):

@@ -17,15 +17,19 @@ def overlap(a: Tensor, b: Tensor, extra: float, least: float) -> Tensor:
     for low, high in ((0, 2), (1, 3)):
         side = torch.minimum(a[high, :, :, None], b[high, :, None])
         side -= torch.maximum(a[low, :, :, None], b[low, :, None])
-        sides.append(F.threshold_(side.add_(extra) if extra else side, least, 0.0))
+        sides.append(F.threshold(side.add_(extra) if extra else side, least, 0.0, inplace=True))
     common = sides[0].mul_(sides[1])
     area_a, area_b = ((x[2] - x[0] + extra) * (x[3] - x[1] + extra) for x in (a, b))
     union = (area_a[:, :, None] + area_b[:, None]).sub_(common)
-    return common.div_(union).nan_to_num_(0.0)  # empty boxes, or infinite ones
+    iou: Tensor = common.div_(union).nan_to_num_(0.0)  # NaN: empty boxes, or infinite ones
+    return iou
 
 
 def front(mask: Tensor, *rows: Tensor) -> list[Tensor]:
-    """Move what `mask` (G, M) marks to the front of each row, in order, and cut to the longest; rows are (..., G, M), the mask comes first."""
+    """Move what `mask` (G, M) marks to the front of each row, in order, and cut to the longest.
+
+    rows are (..., G, M); what comes back is the mask, then the rows.
+    """
     longest = int(mask.sum(1).max()) if mask.numel() else 0
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
     return [x.gather(-1, order.expand(*x.shape[:-2], *order.shape)) for x in (mask, *rows)]

@@ -24,14 +24,11 @@ class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         axes = list(range(1, x.dim())) if self.across_spatial else [1]
         factor = (x * x).sum(axes, keepdim=True).add(self.eps).rsqrt()
-        weight = self.weight
-        if weight.dim():
-            weight = weight.reshape(-1, *(1,) * (x.dim() - 2))
-        return x * factor * weight
+        return x * factor * self.weight.reshape(-1, *(1,) * (x.dim() - 2))
 
 
 class PriorBox(nn.Module):
-    """Boxes of fixed sizes around the middle of every cell of a feature map, and their variances: (1, 2, 4 * H * W * sizes)."""
+    """Boxes of fixed sizes around the middle of every cell of a map, and their variances: (1, 2, 4 H W sizes)."""
 
     sizes: Tensor
     variance: Tensor
@@ -45,14 +42,15 @@ class PriorBox(nn.Module):
         offset: float,
         clip: bool,
     ) -> None:
-        """sizes (n, 2): width and height in pixels; image and step: height and width in pixels, None: from the bottoms."""
+        """sizes (n, 2): width, height in pixels; image, step: height, width in pixels, or None: from the bottoms."""
         super().__init__()
         self.register_buffer("sizes", torch.from_numpy(np.asarray(sizes, np.float32)), persistent=False)
         self.register_buffer("variance", torch.from_numpy(np.asarray(variance, np.float32)), persistent=False)
         self.image, self.step, self.offset, self.clip = image, step, offset, clip
 
     def extra_repr(self) -> str:
-        return f"{self.sizes.shape[0]} per cell, image={self.image}, step={self.step}, offset={self.offset:g}, clip={self.clip}"
+        fixed = f"image={self.image}, step={self.step}, offset={self.offset:g}, clip={self.clip}"
+        return f"{self.sizes.shape[0]} per cell, {fixed}"
 
     def forward(self, feature: Tensor, image: Tensor) -> Tensor:
         height, width = feature.shape[2:4]
@@ -79,7 +77,7 @@ class PriorBox(nn.Module):
 
 
 def decoded(prior: Tensor, delta: Tensor, code: str) -> Tensor:
-    """Boxes from priors (..., 4) and predicted changes, already multiplied by the variances; corners xmin, ymin, xmax, ymax."""
+    """Boxes (xmin, ymin, xmax, ymax) from priors (..., 4) and predicted changes, multiplied by the variances."""
     if code == "CORNER":
         return prior + delta
     low, high = prior[..., :2], prior[..., 2:]
@@ -92,9 +90,9 @@ def decoded(prior: Tensor, delta: Tensor, code: str) -> Tensor:
 
 
 def candidates(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """In each row of scores (G, P), what is above the threshold, best first and ties in order: scores and columns, both (G, most).
+    """In each row of scores (G, P), what is above the threshold, best first and ties in order.
 
-    Rows with fewer end in -inf.
+    Gives scores and columns, both (G, most); rows with fewer end in -inf.
     """
     mask = scores > threshold
     counts = mask.sum(1)
@@ -110,17 +108,19 @@ def candidates(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 def nothing_found(images: int, like: Tensor) -> Tensor:
-    """What Caffe's detection layers give for a batch without detections: a row (image, -1, -1, -1, -1, -1, -1) for each image."""
+    """What Caffe gives for a batch without detections: a row (image, -1, -1, -1, -1, -1, -1) for each image."""
     rows = like.new_full((images, 7), -1.0)
     rows[:, 0] = torch.arange(images, device=like.device)
     return rows
 
 
 class DetectionOutput(nn.Module):
-    """SSD's and RefineDet's detections: rows (image, label, score, xmin, ymin, xmax, ymax), (1, 1, K, 7), by image, label, falling score.
+    """SSD's and RefineDet's detections: (1, 1, K, 7), by image, label and falling score.
 
-    forward takes loc (N, P * L * 4), conf (N, P * classes), priors (1, 2, P * 4) and, for RefineDet, the objectness (N, P * 2) and
-    the first step's loc (N, P * L * 4). L is 1 with shared locations, else the number of classes.
+    Rows are image, label, score, xmin, ymin, xmax, ymax.
+
+    forward takes loc (N, P * L * 4), conf (N, P * classes), priors (1, 2, P * 4) and, for RefineDet, the objectness
+    (N, P * 2) and the first step's loc (N, P * L * 4). L is 1 with shared locations, else the number of classes.
     """
 
     def __init__(
@@ -199,7 +199,10 @@ class DetectionOutput(nn.Module):
 
 
 class Reorg(nn.Module):
-    """Darknet's rearrangement between channels and pixels; neither direction is pixel_unshuffle, nor the inverse of the other."""
+    """Darknet's rearrangement between channels and pixels.
+
+    Neither direction is pixel_unshuffle, nor the inverse of the other.
+    """
 
     def __init__(self, stride: int, reverse: bool = False) -> None:
         super().__init__()
@@ -250,7 +253,9 @@ class NearestUpsample(nn.Module):
 
 
 def yolo_rows(box: Tensor, score: Tensor, label: Tensor, images: int, nms_threshold: float) -> Tensor:
-    """Rows of YOLO's detection layers from candidates: box (K, 4) as centre and size, score (K), label (K).
+    """Rows (0, label, score, left, top, right, bottom) of YOLO's layers from candidates.
+
+    box (K, 4) as centre and size, score (K), label (K).
 
     Suppression runs over all classes and images together, and the image number is always 0, as in the fork.
     """
@@ -276,7 +281,7 @@ def yolo_cells(x: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class YoloDetectionOutput(nn.Module):
-    """YOLO v2's detections from one or two maps: rows (0, label, score, left, top, right, bottom), (1, 1, K, 7), by falling score."""
+    """YOLO v2's detections from one or two maps: (1, 1, K, 7), by falling score."""
 
     anchors: Tensor
 
@@ -313,7 +318,7 @@ class YoloDetectionOutput(nn.Module):
 
 
 class Yolov3DetectionOutput(nn.Module):
-    """YOLO v3's detections from one map for each scale: rows (0, label, score, left, top, right, bottom), (1, 1, K, 7), by falling score."""
+    """YOLO v3's detections from one map for each scale: (1, 1, K, 7), by falling score."""
 
     anchors: Tensor
 
@@ -325,13 +330,14 @@ class Yolov3DetectionOutput(nn.Module):
         threshold: float,
         nms_threshold: float,
     ) -> None:
-        """anchors (maps, boxes, 2): width and height in pixels of the net's input, which is each map times its scale."""
+        """anchors (maps, boxes, 2): width, height in pixels of the net's input, which is each map times its scale."""
         super().__init__()
         self.register_buffer("anchors", torch.from_numpy(np.asarray(anchors, np.float32)), persistent=False)
         self.classes, self.scales, self.threshold, self.nms_threshold = classes, scales, threshold, nms_threshold
 
     def extra_repr(self) -> str:
-        return f"{self.classes} classes, scales={self.scales}, threshold={self.threshold:g}, nms_threshold={self.nms_threshold:g}"
+        thresholds = f"threshold={self.threshold:g}, nms_threshold={self.nms_threshold:g}"
+        return f"{self.classes} classes, scales={self.scales}, {thresholds}"
 
     def forward(self, *maps: Tensor) -> Tensor:
         boxes, scores, labels = [], [], []

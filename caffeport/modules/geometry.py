@@ -65,18 +65,14 @@ def reshaped(shape: tuple[int | None, ...], dims: tuple[int, ...], axis: int, nu
     return tuple(result)
 
 
-def interp_size(size: int, wanted: int | None, zoom: int | None, shrink: int | None) -> int | None:
+def interp_size(size: int | None, wanted: int | None, zoom: int | None, shrink: int | None) -> int | None:
     """Length of one axis after DeepLab's Interp; `wanted` is height or width, None what is not given.
 
-    zoom or shrink alone go before `wanted`, which goes before both together. None where nothing tells the size.
+    zoom or shrink alone go before `wanted`, which goes before both together. None where the size is open.
     """
-    if shrink is not None and zoom is None:
-        return (size - 1) // shrink + 1
-    if zoom is not None and shrink is None:
-        return size + (size - 1) * (zoom - 1)
-    if wanted is not None:
+    if wanted is not None and (zoom is None) == (shrink is None):
         return wanted
-    if zoom is None or shrink is None:
+    if size is None:
         return None
-    shrunk = (size - 1) // shrink + 1
-    return shrunk + (shrunk - 1) * (zoom - 1)
+    shrunk = (size - 1) // (shrink or 1) + 1
+    return shrunk + (shrunk - 1) * ((zoom or 1) - 1)

@@ -21,8 +21,8 @@ def round_half_away(x: Tensor) -> Tensor:
 def roi_bins(inner: Tensor, outer: Tensor, extent: Tensor, count: int, size: int) -> tuple[Tensor, Tensor]:
     """First cell of each bin and the one after its last, both (R, count), cut to a map of `size` cells.
 
-    The region starts at inner + outer and extends over `extent` cells, all (R). inner is added before bins are rounded to
-    cells and outer after, which differs in float32.
+    The region starts at inner + outer and extends over `extent` cells, all (R). inner is added before bins are rounded
+    to cells and outer after, which differs in float32.
     """
     i = torch.arange(count, device=extent.device, dtype=extent.dtype)
     step, inner, outer = (extent / count)[:, None], inner[:, None], outer[:, None]
@@ -31,7 +31,7 @@ def roi_bins(inner: Tensor, outer: Tensor, extent: Tensor, count: int, size: int
 
 
 def window_maxima(x: Tensor, axis: int, levels: int) -> list[Tensor]:
-    """For each level k, the largest of 2^k neighbours from each place on along an axis (near the end: of those that there are)."""
+    """For each level k, the largest of 2^k neighbours from each place on along an axis; near the end, of fewer."""
     tables = [x]
     for level in range(levels - 1):
         last, reach, size = tables[-1], 1 << level, x.shape[axis]
@@ -41,10 +41,10 @@ def window_maxima(x: Tensor, axis: int, levels: int) -> list[Tensor]:
 
 
 class ROIPool(nn.Module):
-    """Largest value in each of pooled_h x pooled_w bins of each region: x (N, C, H, W), rois (R, 5) to (R, C, pooled_h, pooled_w).
+    """Largest value in each of ph x pw bins of each region: x (N, C, H, W), rois (R, 5) to (R, C, ph, pw).
 
-    A bin's maximum is that of four windows with sides of powers of two, which may overlap, so that it takes four look-ups
-    in tables of window maxima, whatever its size.
+    A bin's maximum is that of four windows with sides of powers of two, which may overlap, so that it takes four
+    look-ups in tables of window maxima, whatever its size.
     """
 
     def __init__(self, size: tuple[int, int], scale: float) -> None:
@@ -75,7 +75,7 @@ class ROIPool(nn.Module):
         places = [(table + y[:, :, None] * width + x[:, None]).flatten() for y in (y0, y1) for x in (x0, x1)]
         parts = []
         share = max(1, CHUNK // max(y_levels * x_levels * n * height * width, places[0].numel()))
-        for part in x.split(share, 1):
+        for part in torch.split(x, share, 1):
             part = part.permute(0, 2, 3, 1).contiguous()
             tables = [t for rows in window_maxima(part, 1, y_levels) for t in window_maxima(rows, 2, x_levels)]
             values = torch.stack(tables).reshape(-1, part.shape[3])
@@ -86,7 +86,7 @@ class ROIPool(nn.Module):
 
 
 class PSROIPool(nn.Module):
-    """Mean in each of group x group bins of each region, every bin from channels of its own: (N, D * group^2, H, W) to (R, D, group, group).
+    """Mean in each of g x g bins of each region, every bin from its own channels: (N, D g^2, H, W) to (R, D, g, g).
 
     A bin's sum is the difference of four running sums, kept in float64.
     """
@@ -128,7 +128,7 @@ class PSROIPool(nn.Module):
 def generate_anchors(
     base: int, ratios: tuple[float, ...], scales: tuple[float, ...], half_to_even: bool
 ) -> np.ndarray[Any, Any]:
-    """Boxes (ratios * scales, 4) around the middle of a square of `base` pixels; ratio (height / width) slow, scale fast.
+    """Boxes (ratios * scales, 4) around the middle of a square of `base` pixels; ratio (height / width) slow.
 
     Their unscaled sides are whole numbers, rounded as numpy does (`half_to_even`) or as the C++ layer does.
     """
@@ -145,9 +145,10 @@ def generate_anchors(
 
 
 class Proposal(nn.Module):
-    """Regions (K, 5), rows (0, x1, y1, x2, y2) in pixels by falling score, and their scores, from a region proposal network's maps.
+    """Regions (K, 5): 0, x1, y1, x2, y2 in pixels, by falling score, and their scores.
 
-    forward takes scores (1, 2 A, H, W), the foreground's last, deltas (1, 4 A, H, W) and the image's height, width and scale(s).
+    forward takes scores (1, 2 A, H, W), the foreground's last, deltas (1, 4 A, H, W) and the image's height, width and
+    scale (two scales in the C++ form).
     """
 
     anchors: Tensor
@@ -163,8 +164,11 @@ class Proposal(nn.Module):
         python: bool,
         with_scores: bool,
     ) -> None:
-        """before, after: how many of the best are kept before and after suppression. python: the Python layer's rules for boxes
-        below min_size (removed; the C++ layer sets their score to 0) and its shape of the scores, (K, 1)."""
+        """python: the Python layer's rules. It removes boxes below min_size, where the C++ layer sets their score to 0,
+        and gives scores (K, 1).
+
+        before, after  how many of the best are kept before and after suppression
+        """
         super().__init__()
         self.register_buffer("anchors", torch.from_numpy(np.asarray(anchors, np.float32)), persistent=False)
         self.stride, self.min_size, self.before, self.after = stride, min_size, before, after
@@ -172,8 +176,8 @@ class Proposal(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.anchors.shape[0]} anchors, stride={self.stride}, min_size={self.min_size}, {self.before} before and "
-            f"{self.after} after suppression at {self.nms_threshold:g}"
+            f"{self.anchors.shape[0]} anchors, stride={self.stride}, min_size={self.min_size}, "
+            f"{self.before} before and {self.after} after suppression at {self.nms_threshold:g}"
         )
 
     def forward(self, scores: Tensor, deltas: Tensor, info: Tensor) -> Tensor | tuple[Tensor, Tensor]:

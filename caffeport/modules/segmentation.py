@@ -45,7 +45,7 @@ class CropCenter(nn.Module):
 
 
 def placed(x: Tensor, index: Tensor, height: int, width: int) -> Tensor:
-    """Zeros (N, C, height, width) with each value of x at its index into the plane; where two meet, the later one stays."""
+    """Zeros (N, C, height, width) with each value of x at its index into the plane; where two meet, the later stays."""
     x, index = x.flatten(2), index.flatten(2)
     plane = x.new_zeros(*x.shape[:2], height * width)
     if x.is_cuda:  # writes to one place race there, so only the last one writes
@@ -57,7 +57,7 @@ def placed(x: Tensor, index: Tensor, height: int, width: int) -> Tensor:
 
 
 class MaskUpsample(nn.Module):
-    """Each value at the place where the pooling layer found it: x and mask (N, C, h, w) to (N, C, H, W), zeros elsewhere."""
+    """Each value of x (N, C, h, w) at its place in the mask of that shape, zeros elsewhere: (N, C, H, W)."""
 
     def __init__(
         self, size: tuple[int, int] | None, scale: tuple[int, int] = (1, 1), less: tuple[int, int] = (0, 0)
@@ -94,7 +94,7 @@ class CornerUnpool(nn.Module):
 
 
 class WindowUnpool(nn.Module):
-    """Each value added over its whole window, or divided by the window's size first (`average`); windows are cut to the top."""
+    """Each value, or its share in the window (`average`), added over the whole window; windows are cut to the top."""
 
     def __init__(self, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], average: bool) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class WindowUnpool(nn.Module):
 
 
 class BatchBN(nn.Module):
-    """(x - mean) / sqrt(variance + 1e-9) * weight + bias with the batch's statistics, which it gives too: x, mean, variance."""
+    """(x - mean) / sqrt(variance + 1e-9) * weight + bias with the batch's statistics; gives mean and variance too."""
 
     def __init__(self, channels: int, tops: int) -> None:
         """tops: how many of the three are wanted."""
