@@ -6,6 +6,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .alignment import bare_crops, set_offsets
+from .alignment import warning as warning_of_crops
 from .errors import FormatError, InputError, WeightsError
 from .formats import ModelFile, Readable, StoredLayer, Weights, read
 from .formats.rules import cut_unfed, filter_net, refuse_lost_bottoms, to_deploy
@@ -49,6 +51,7 @@ def describe(
     stages: Iterable[str] = (),
     inputs: Mapping[str, Sequence[int | None]] | None = None,
     reshape: Surgery = (),
+    crop: str = "caffe",
     salvage: bool = False,
     deploy: bool = False,
 ) -> Description:
@@ -56,6 +59,8 @@ def describe(
 
     deploy  cut from a training net what only training needs (always done for a weights file alone)
     """
+    if crop not in ("caffe", "aligned"):
+        raise InputError(f"crop is {crop!r}, expected 'caffe' or 'aligned'")
     net_file = read(net, salvage=salvage)
     files = [net_file]
     if weights is not None:
@@ -84,12 +89,19 @@ def describe(
     if pairs and stored:
         stored = renamed(stored, pairs, names, path)
     graph = build(v2, stored.by_name() if stored else {}, inputs)
+    crops = bare_crops(graph)
+    if crops and crop == "aligned":
+        set_offsets(crops)  # into v2
+        graph = build(v2, stored.by_name() if stored else {}, inputs)
+    elif crops:
+        warnings.append(warning_of_crops(crops))
     if stored and "text" not in files[-1].form:
         stored, notes = found(stored, pairs, graph, path)
         warnings += notes + hints(stored, graph)
     warnings += _layer_warnings(graph)
     by_name = stored.by_name() if stored else {}
-    unused = [layer for name, layer in by_name.items() if not any(step.layer.spec.name == name for step in graph.steps)]
+    built = {step.layer.spec.name for step in graph.steps}
+    unused = [layer for name, layer in by_name.items() if name not in built]
     if unused and weights is not None:
         warnings.append(f"{files[-1].path}: the net has no layer {_names(unused)}: their arrays are not used")
     return Description(files, v2, graph, stored, warnings)

@@ -26,23 +26,37 @@ def filled(shape: tuple[int, ...], filler: Message, random: np.random.Generator,
         case "constant":
             out[...] = filler.value
         case "uniform":
-            out[...] = random.uniform(filler.min, filler.max, shape)
+            _uniform(out, filler.min, filler.max, random)
         case "gaussian":
-            out[...] = random.normal(filler.mean, abs(filler.std), shape)
+            _gaussian(out, filler.mean, abs(filler.std), random)
             if filler.sparse >= 0 and shape:
-                out *= random.random(shape) < filler.sparse / shape[0]
+                out *= random.random(shape, np.float32) < filler.sparse / shape[0]
         case "positive_unitball":
-            rows = random.random((shape[0], prod(shape[1:])))
+            if not shape:
+                raise UnsupportedLayer(f"{where}: the positive_unitball filler wants an array with axes, not a scalar")
+            rows = random.random((shape[0], prod(shape[1:])), np.float32)
             out[...] = (rows / rows.sum(1, keepdims=True)).reshape(shape)
         case "xavier":
-            out[...] = random.uniform(-sqrt(3 / fan), sqrt(3 / fan), shape)
+            _uniform(out, -sqrt(3 / fan), sqrt(3 / fan), random)
         case "msra":
-            out[...] = random.normal(0, sqrt(2 / fan), shape)
+            _gaussian(out, 0.0, sqrt(2 / fan), random)
         case "bilinear":
             out[...] = _bilinear(shape, where)
         case other:
             raise UnsupportedLayer(f"{where}: filler type {other!r} is not one of Caffe's")
     return out
+
+
+def _uniform(out: Array, low: float, high: float, random: np.random.Generator) -> None:
+    random.random(dtype=np.float32, out=out)
+    out *= high - low
+    out += low
+
+
+def _gaussian(out: Array, mean: float, deviation: float, random: np.random.Generator) -> None:
+    random.standard_normal(dtype=np.float32, out=out)
+    out *= deviation
+    out += mean
 
 
 def _bilinear(shape: tuple[int, ...], where: str) -> Array:

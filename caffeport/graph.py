@@ -6,6 +6,7 @@ in-place layer on one name also changes what later layers see under the other na
 that once, by wiring: such a reader is given the newest value of the memory, reshaped to the shape it expects.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -15,6 +16,10 @@ from .formats.model_file import StoredLayer
 from .formats.schema import Message
 from .layers import UNKNOWN, Blob, Layer, OpenShape, Quirk, Shape, layer_class, text
 
+LARGEST = 2**31 - 1  # values in one blob: Caffe counts them in an int
+MOST_AXES = 32  # of one blob, in Caffe
+MOST_CONSTANTS = 2**29  # values (2 GiB) that layers without bottoms may make in one net
+MOST_PROBLEMS = 500  # named in one error
 AUTOMATIC = "(automatic)"  # Caffe's name for the top of a loss that names none; no other layer can read it
 
 
@@ -163,13 +168,22 @@ class _Builder:
         self.read: set[str] = set()
         self.readers: dict[Value, str] = {}
         self.keys: set[str] = set()
+        self.repeats: Counter[str] = Counter()
+        self.constants = 0
+        self.writers: dict[str, str] = {}  # blob name -> the first layer that writes it, and so for readers
+        self.first_reader: dict[str, Message] = {}
         self.shared: dict[str, tuple[str, int, Blob]] = {}
         self.problems: list[CaffeportError] = []
         self.broken: set[Value] = set()  # values whose shape is unknown because of an error before
 
     def build(self) -> Graph:
+        for spec in self.net.layer:
+            for name in spec.top:
+                self.writers.setdefault(name, spec.name)
+            for name in spec.bottom:
+                self.first_reader.setdefault(name, spec)
         for name in self.input_shapes:
-            if not any(name in spec.top for spec in self.net.layer):
+            if name not in self.writers:
                 self._input(name, self.input_shapes[name])
         layers = [layer for spec in self.net.layer if (layer := self._layer(spec))]
         self._raise()
@@ -183,7 +197,8 @@ class _Builder:
         self._raise()
         graph = self.graph
         unread = sorted(name for name in self.current if name not in self.read)
-        graph.outputs = [name for name in unread if self.current[name] not in graph.inputs] or unread
+        fed = set(graph.inputs)
+        graph.outputs = [name for name in unread if self.current[name] not in fed] or unread
         graph.blobs = {name: self._operand(name) for name in self.current}
         return graph
 
@@ -194,16 +209,16 @@ class _Builder:
         first = self.problems[0]
         if len(self.problems) == 1:
             raise first
-        lines = [str(problem) for problem in self.problems]
-        head = f"{len(lines)} layers cannot be built:"
-        raise type(first)("\n  ".join([head, *lines]))
+        lines = [f"{len(self.problems)} layers cannot be built:", *map(str, self.problems[:MOST_PROBLEMS])]
+        if len(self.problems) > MOST_PROBLEMS:
+            lines.append(f"and {len(self.problems) - MOST_PROBLEMS} more")
+        raise type(first)("\n  ".join(lines))
 
     def _layer(self, spec: Message) -> Layer | None:
         key = spec.name
-        repeat = 2
         while key in self.keys:
-            key = f"{spec.name}#{repeat}"
-            repeat += 1
+            self.repeats[spec.name] += 1
+            key = f"{spec.name}#{self.repeats[spec.name] + 1}"
         self.keys.add(key)
         entry = self.stored.get(spec.name) if key == spec.name else None
         blobs = entry.blobs if entry else None
@@ -227,9 +242,15 @@ class _Builder:
             return
         bottoms = [operand.shape for operand in operands]
         shapes = layer.describe(bottoms)
+        for shape in shapes:
+            self._check_size(str(layer), "a top", shape)
+        if not spec.bottom:
+            self._count_constants(layer, shapes)
         names = list(spec.top) or [AUTOMATIC] * len(shapes)
         self._check_tops(layer, names)
         blobs = layer.blobs(bottoms)
+        for blob in blobs:
+            self._check_size(str(layer), f"its {blob.name}", blob.shape)
         owners = self._owners(layer, blobs)
         tops = []
         shares = layer.shares_memory(bottoms)
@@ -256,15 +277,13 @@ class _Builder:
 
         Caffe's usual 4 axes otherwise.
         """
-        for spec in self.net.layer:
-            if name in spec.bottom:
-                if list(spec.bottom).index(name) > 0 and name == "label":
-                    return (None,)
-                entry = self.stored.get(spec.name)
-                if entry and entry.blobs and not entry.blobs[0].legacy:
-                    return (None,) * max(len(entry.blobs[0].shape), 2)
-                return (None,) * 4
-        return (None,)
+        spec = self.first_reader.get(name)
+        if spec is None or (name == "label" and name != spec.bottom[0]):
+            return (None,)
+        entry = self.stored.get(spec.name)
+        if entry and entry.blobs and not entry.blobs[0].legacy:
+            return (None,) * max(len(entry.blobs[0].shape), 2)
+        return (None,) * 4
 
     def _input(self, name: str, shape: Shape, layer: Layer | None = None) -> None:
         for size in shape:
@@ -272,6 +291,7 @@ class _Builder:
                 raise InputError(
                     f"input {name!r}: shape {text(shape)} has a dimension below 1; Caffe cannot hold such a blob"
                 )
+        self._check_size("input", repr(name), shape)
         if name in self.current:
             raise FormatError(f"input {name!r} is declared twice")
         key = f"{layer.key}::{name}" if layer else name
@@ -310,8 +330,25 @@ class _Builder:
             f"{error}; give the shape of the input: inputs={{{given}}} or --input {(names or ['NAME'])[0]}=N,C,H,W"
         )
 
+    def _check_size(self, who: str, what: str, shape: Shape) -> None:
+        """Raise ShapeError for what Caffe's Blob cannot hold, before anybody takes memory for it."""
+        if len(shape) > MOST_AXES:
+            raise ShapeError(f"{who}: {what} would have {len(shape)} axes, Caffe's blobs have {MOST_AXES} at most")
+        if prod(n for n in shape if n is not None) > LARGEST:
+            raise ShapeError(
+                f"{who}: {what} would be {text(shape)}, more than the {LARGEST:,} values that a blob of Caffe can hold"
+            )
+
+    def _count_constants(self, layer: Layer, shapes: list[Shape]) -> None:
+        self.constants += sum(prod(n or 1 for n in shape) for shape in shapes)
+        if self.constants > MOST_CONSTANTS:
+            raise ShapeError(
+                f"{layer}: the net's constants up to this one have {self.constants:,} values; {MOST_CONSTANTS:,} "
+                "is the limit; make the layer an Input and feed the numbers"
+            )
+
     def _missing(self, name: str, layer: Layer | None) -> str:
-        later = next((spec.name for spec in self.net.layer if name in spec.top), None)
+        later = self.writers.get(name)
         if later is not None:
             return (
                 f"{layer}: reads blob {name!r}, which only a later layer, {later!r}, writes; "
@@ -323,15 +360,17 @@ class _Builder:
         )
 
     def _check_tops(self, layer: Layer, names: list[str]) -> None:
+        written: set[str] = set()
         for i, name in enumerate(names):
             in_place = i < len(layer.spec.bottom) and layer.spec.bottom[i] == name
             if in_place and not layer.in_place:
                 raise ShapeError(f"{layer}: writes to its own bottom {name!r}; Caffe cannot do this layer in place")
-            if (name in self.current and not in_place) or name in names[:i]:
+            if (name in self.current and not in_place) or name in written:
                 raise ShapeError(
                     f"{layer}: writes blob {name!r}, which an earlier layer has written; "
                     "only in-place layers may do that"
                 )
+            written.add(name)
 
     def _owners(self, layer: Layer, blobs: list[Blob]) -> tuple[tuple[str, int], ...]:
         params = layer.spec.param

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .description import Description, describe
-from .errors import WeightsError
+from .errors import ShapeError, WeightsError
 from .fillers import filled
 from .formats import Readable, StoredLayer
 from .graph import Graph, Step
@@ -20,6 +20,7 @@ from .network import Network, View
 from .surgery import Surgery, advice, hints
 
 LOG = logging.getLogger("caffeport")
+MOST_FILLED = 1 << 29  # values (2 GiB) that fillers may make up in one net; VGG-19 learns 144 million
 BLOCK = 1 << 18  # values copied at a time: 1 MiB of float32, so that the check for NaN reads from the cache
 
 
@@ -32,6 +33,7 @@ def load(
     stages: Iterable[str] = (),
     inputs: Mapping[str, Sequence[int | None]] | None = None,
     reshape: Surgery = (),
+    crop: str = "caffe",
     strict: bool = True,
     deploy: bool = False,
     salvage: bool = False,
@@ -51,6 +53,8 @@ def load(
     reshape          layers that take arrays of another shape, but as many values, in their order ("net surgery"):
                      ["fc6"] where the file has that name too, {"fc6": "fc6-conv"} (of the file: of the net) to rename
                      as well
+    crop             what a Crop layer without crop_param does: "caffe": offset 0, as in Caffe 1.0; "aligned": the offset
+                     that the old forks derived, which FCN and HED files of 2015 were made for
     strict           a layer that the weights file lacks is an error; False leaves it Caffe's filler, with a warning
     deploy           cut from a training net what only training needs; SoftmaxWithLoss leaves a Softmax (always done for a
                      weights file alone)
@@ -64,7 +68,18 @@ def load(
         from .store import load_folder
 
         return load_folder(Path(net), allow_nonfinite=allow_nonfinite)
-    description = describe(net, weights, phase=phase, level=level, stages=stages, inputs=inputs, deploy=deploy, salvage=salvage)
+    description = describe(
+        net,
+        weights,
+        phase=phase,
+        level=level,
+        stages=stages,
+        inputs=inputs,
+        reshape=reshape,
+        crop=crop,
+        deploy=deploy,
+        salvage=salvage,
+    )
     for warning in description.warnings:
         LOG.warning("%s", warning)
     return assemble(description, strict=strict, allow_nonfinite=allow_nonfinite, seed=seed)
@@ -73,6 +88,7 @@ def load(
 def assemble(description: Description, *, strict: bool = True, allow_nonfinite: bool = False, seed: int = 0) -> Network:
     """Build the modules of a described net and copy its weights in, once."""
     arrays = stored_arrays(description, strict)
+    _refuse_giants(description.graph, arrays)
     random = np.random.default_rng(seed)
 
     def state(step: Step) -> dict[str, Array]:
@@ -90,6 +106,23 @@ def assemble(description: Description, *, strict: bool = True, allow_nonfinite: 
         copier.refuse_nonfinite()
     network.description = description
     return network
+
+
+def _refuse_giants(graph: Graph, arrays: Mapping[tuple[str, int], Array]) -> None:
+    """Raise ShapeError, before memory is taken, where fillers would have to make up more than any Caffe net learns."""
+    filled_sizes = {
+        owner: (prod(blob.shape), step)
+        for step in graph.steps
+        for owner, blob in zip(step.owners, step.blobs, strict=True)
+        if owner not in arrays
+    }
+    total = sum(size for size, _ in filled_sizes.values())
+    if total > MOST_FILLED:
+        largest, step = max(filled_sizes.values(), key=lambda entry: entry[0])
+        raise ShapeError(
+            f"{step.layer}: {largest:,} learned values of it, {total:,} of the net, are in no file, and fillers make up "
+            f"{MOST_FILLED:,} at most; give the weights, or mend the sizes in the net"
+        )
 
 
 def stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int], Array]:
@@ -120,8 +153,9 @@ def stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int
                 ", ".join(repr(entry.name) for entry in weights.layers if entry.blobs and entry.name not in steps)
                 or "none"
             )
+            near = "".join(f"; {hint}" for hint in hints(weights, description.graph)[:8])
             raise WeightsError(
-                f"{text}; it has arrays of layers that the net lacks: {held}; "
+                f"{text}; it has arrays of layers that the net lacks: {held}{near}; "
                 "strict=False leaves the missing ones their fillers"
             )
         LOG.warning("%s; they keep their fillers", text)

@@ -1,5 +1,6 @@
 """A Caffe net as a plain nn.Module."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -97,6 +98,12 @@ class Network(nn.Module):
         )
         modules: dict[str, Any] = {step.key: self._modules[self.names[step.key]] for step in steps}
         return Network(graph, modules, self._views)
+
+    def folded(self) -> "Network":
+        """A faster network of the same function: see caffeport.folding. Its layers are fewer and its weights not the file's."""
+        from .folding import folded
+
+        return folded(self)
 
     # ---- running it
 
@@ -387,11 +394,13 @@ def _tensor(array: Feed, like: Tensor | None) -> Tensor:
 def module_names(keys: Iterable[str]) -> dict[str, str]:
     """A module's name for each layer: its own, but for what nn.Module cannot take (dots, "", its own attributes)."""
     taken = {*dir(Network), *vars(nn.Module()), "graph", "names", "_views", "_checked", "_plan"}
+    repeats: Counter[str] = Counter()
     names = {}
     for key in keys:
-        name = key.replace(".", "_") or "_"
+        name = plain = key.replace(".", "_") or "_"
         while name in taken:
-            name += "_"
+            repeats[plain] += 1
+            name = f"{plain}_{repeats[plain] if repeats[plain] > 1 else ''}"
         taken.add(name)
         names[key] = name
     return names

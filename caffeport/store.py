@@ -35,6 +35,7 @@ from .graph import Step, build
 from .layers import Array
 from .loading import Copier, assemble, network_of
 from .network import Network, module_names
+from .surgery import Surgery
 
 FORMAT = 1
 NET, WEIGHTS, FACTS, MEAN, README = "deploy.prototxt", "model.safetensors", "caffeport.json", "mean.npy", "README.md"
@@ -66,6 +67,8 @@ def convert(
     level: int = 0,
     stages: Iterable[str] = (),
     inputs: Mapping[str, Sequence[int | None]] | None = None,
+    reshape: Surgery = (),
+    crop: str = "caffe",
     strict: bool = True,
     salvage: bool = False,
     allow_nonfinite: bool = False,
@@ -80,7 +83,16 @@ def convert(
     _check_target(target, force)
     clock = {"start": time.perf_counter()}
     description = describe(
-        net, weights, phase=phase, level=level, stages=stages, inputs=inputs, salvage=salvage, deploy=True
+        net,
+        weights,
+        phase=phase,
+        level=level,
+        stages=stages,
+        inputs=inputs,
+        reshape=reshape,
+        crop=crop,
+        salvage=salvage,
+        deploy=True,
     )
     clock["read"] = time.perf_counter()
     network = assemble(description, strict=strict, allow_nonfinite=allow_nonfinite)
@@ -195,7 +207,8 @@ def deploy_net(description: Description) -> Message:
             spec.top[:] = kept[1]
             for top in spec.top:
                 spec.input_param.shape.add().dim[:] = [-1 if n is None else n for n in inputs[top]]
-    undeclared = [name for name in inputs if not any(name in spec.top for spec in net.layer)]
+    written = {name for spec in net.layer for name in spec.top}
+    undeclared = [name for name in inputs if name not in written]
     if undeclared:
         layers = list(net.layer)
         del net.layer[:]

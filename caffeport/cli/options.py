@@ -48,6 +48,19 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option("--level", type=int, default=0, help="Level for those rules."),
             click.option("--stage", "stages", multiple=True, help="Stage for those rules. Repeatable."),
+            click.option(
+                "--reshape",
+                multiple=True,
+                metavar="[FROM=]LAYER",
+                help="Give LAYER of the net the values of FROM in the file in their order, whatever the shape. Repeatable.",
+            ),
+            click.option(
+                "--crop",
+                type=click.Choice(["caffe", "aligned"]),
+                default="caffe",
+                show_default=True,
+                help="Crop layers without crop_param: offset 0 as in Caffe 1.0, or as the old FCN and HED forks derived it.",
+            ),
             click.option("--salvage", is_flag=True, help="Take the whole layers of a file that ends early."),
         )
     ):

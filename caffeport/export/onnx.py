@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,13 +15,20 @@ from ..network import Network, _needed
 from .graph import OnnxGraph, OnnxNode, OnnxValue
 from .onnx_file import Initializer, appearing, write_model
 
+if TYPE_CHECKING:
+    from ..verification import Report
+
 Symbolic = tuple[int | str | None, ...]  # a name for a size that a run decides
 OPSETS = range(19, 24)
 
 
 @dataclass
 class OnnxExport:
-    """What was written: `notes` are sentences for the owner of the net, such as why the batch size is fixed."""
+    """What was written.
+
+    notes   sentences for the owner of the net, such as why the batch size is fixed
+    report  the comparison of the file's outputs in onnxruntime with the network's, unless it was not proved
+    """
 
     path: Path
     opset: int
@@ -29,6 +36,7 @@ class OnnxExport:
     inputs: dict[str, Symbolic] = field(default_factory=dict)
     outputs: dict[str, Symbolic] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    report: "Report | None" = None
 
 
 def export_onnx(
@@ -53,13 +61,14 @@ def export_onnx(
     """
     path = Path(path)
     model = OnnxModel(network, opset, batch, spatial, outputs)
+    report = None
     with appearing(path) as temporary:
         write_model(temporary, model.proto(), model.initializers())
         if prove:
             from .proof import prove as prove_file
 
-            prove_file(temporary, model)
-    return OnnxExport(path, model.opset, len(model.nodes), model.inputs, model.outputs, model.notes)
+            report = prove_file(temporary, model)
+    return OnnxExport(path, model.opset, len(model.nodes), model.inputs, model.outputs, model.notes, report)
 
 
 class OnnxModel:
@@ -82,7 +91,7 @@ class OnnxModel:
         needed = _needed(graph, self.targets.values())
         self.sources = [value for value in graph.inputs if value in needed]
         self.steps = [step for step in graph.steps if any(top in needed for top in step.tops)]
-        self.part = Graph(graph.name, self.sources, steps=self.steps)
+        self.part = Graph(graph.name, self.sources, graph.labels, steps=self.steps)
         declared, self.shapes = self._shapes(batch, spatial)
         self.onnx = OnnxGraph(network, opset)
         self.values: dict[Value, OnnxValue] = {}
@@ -138,6 +147,9 @@ class OnnxModel:
     def _see(self, operand: Operand) -> OnnxValue:
         """A value as a reader sees it, under the shape of another one where their memory is shared."""
         value = self.values[operand.value]
+        if operand.value in self.network.graph.labels:  # fed as (B), read as (B, 1, 1, 1)
+            value = self.onnx.reshape(value, (None, 1, 1, 1))
+            value.shape = (self.values[operand.value].shape[0], 1, 1, 1)
         if operand.like is None:
             return value
         like = self.values[operand.like]
@@ -235,6 +247,22 @@ class OnnxModel:
         helper.set_model_props(model, self.metadata())
         return model
 
+    def named_shapes(self) -> dict[str, Symbolic]:
+        """Shapes of all inputs, outputs and tops by tensor name."""
+        tops = {self.values[top].name: self.shapes[top] for step in self.steps for top in step.tops}
+        return tops | self.inputs | self.outputs
+
+    def sample_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Sizes to try the model with: 1 for an open batch, and the declared ones."""
+        declared = {value.blob: value.shape for value in self.sources}
+        shapes = {}
+        for name, shape in self.inputs.items():
+            open_sizes = zip(shape, declared[name], strict=True)
+            shapes[name] = tuple(
+                n if isinstance(n, int) else 1 if axis == 0 else size or 224 for axis, (n, size) in enumerate(open_sizes)
+            )
+        return shapes
+
     def metadata(self) -> dict[str, str]:
         return {"model_name": self.network.graph.name}
 
@@ -306,7 +334,9 @@ def _resolved(graph: Graph, declared: Mapping[Value, Symbolic]) -> dict[Value, S
     base = {n: next((s[n] for s in sizes.values() if s.get(n)), None) for n in names}
     tops = [top for step in graph.steps for top in step.tops]
     if not names:
-        return {**graph.shapes({value: _open(shape) for value, shape in declared.items()}), **declared}
+        given = {value: _open(shape) for value, shape in declared.items()}
+        return {**graph.shapes(_as_read(given, graph.labels)), **declared}
+    labels = graph.labels
     probes = []
     for k in (1, 2):
         chosen = {}
@@ -314,7 +344,7 @@ def _resolved(graph: Graph, declared: Mapping[Value, Symbolic]) -> dict[Value, S
             step = 64 * (i + k * k) if n in ("H", "W") else 2 * i + k
             chosen[n] = (base[n] or (224 if n in ("H", "W") else 1)) + step
         shapes = {value: tuple(chosen[n] if isinstance(n, str) else n for n in shape) for value, shape in declared.items()}
-        probes.append((chosen, graph.shapes(shapes)))  # type: ignore[arg-type]
+        probes.append((chosen, graph.shapes(_as_read(shapes, labels))))  # type: ignore[arg-type]
     resolved = dict(declared)
     for value in tops:
         pairs = zip(*(found[value] for _, found in probes), strict=True)
@@ -324,6 +354,10 @@ def _resolved(graph: Graph, declared: Mapping[Value, Symbolic]) -> dict[Value, S
             dims.append(pair[0] if pair[0] == pair[1] else follows)
         resolved[value] = tuple(dims)
     return resolved
+
+
+def _as_read(shapes: dict[Value, Shape], labels: set[Value]) -> dict[Value, Shape]:
+    return {value: (*shape, 1, 1, 1) if value in labels and len(shape) == 1 else shape for value, shape in shapes.items()}
 
 
 def _open(shape: Symbolic) -> Shape:

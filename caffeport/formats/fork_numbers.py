@@ -6,13 +6,16 @@ ssd (weiliu89/caffe), segnet (alexgkendall/caffe-segnet), deconvnet (HyeonwooNoh
 microsoft (Microsoft/caffe), yjxiong (yjxiong/caffe), nvcaffe (NVIDIA/caffe), intel (intel/caffe), yolo9000
 (choasup/caffe-yolo9000), mobilenet-yolo (eric612/MobileNet-YOLO), training-toolbox
 (openvinotoolkit/training_toolbox_caffe), kendryte (kendryte/caffe), shufflenet (farmingyard/ShuffleNet), senet
-(hujie-frank/SENet), waifu2x (lltcggie/caffe), c3d (facebookarchive/C3D, v1.0).
+(hujie-frank/SENet), waifu2x (lltcggie/caffe), c3d (facebookarchive/C3D, v1.0), c3d-1.1 (the same, v1.1), p3d
+(ZhaofanQiu/pseudo-3d-residual-networks).
 """
 
 from .schema import V1LayerParameter
 
 # Parameters of LayerParameter whose number is not the same, or not free, in all forks: field, types, numbers.
 OWNED = [
+    ("convolution3d_param", ("Convolution3D", "Deconvolution3D"), (6661,)),
+    ("pooling3d_param", ("Pooling3D",), (6662,)),
     ("embed_param", ("Embed",), (137,)),
     ("tile_param", ("Tile",), (138,)),
     ("elu_param", ("ELU",), (140,)),
@@ -190,6 +193,7 @@ EVIDENCE = {
     "ssd": [("Permute", 202), ("PriorBox", 203), ("DetectionOutput", 204), ("Normalize", 206), ("MultiBoxLoss", 201)],
     "kendryte": [("Reverse", 204), ("ContinuationIndicator", 201), ("CtcLoss", 200), ("LabelsequenceAccuracy", 203)],
     "shufflenet": [("ShuffleChannel", 164)],
+    "c3d-1.1": [("Convolution3D", 6661), ("Deconvolution3D", 6661), ("Pooling3D", 6662)],
     "waifu2x": [("CropCenter", 149)],
 }
 FORKS_BY_NUMBER = {pair: fork for fork, pairs in EVIDENCE.items() for pair in pairs}
@@ -197,8 +201,9 @@ FORKS_BY_NUMBER = {pair: fork for fork, pairs in EVIDENCE.items() for pair in pa
 # What tells a fork in a net of any form: types that BVLC Caffe does not have.
 FORKS_BY_TYPE = {
     "Unpooling": "deconvnet",
-    "CONVOLUTION3D": "c3d",
-    "POOLING3D": "c3d",
+    **dict.fromkeys(("CONVOLUTION3D", "DECONVOLUTION3D", "POOLING3D"), "c3d"),
+    **dict.fromkeys(("Convolution3D", "Deconvolution3D"), "c3d-1.1"),
+    "Pooling3D": "p3d",
     "ROIPooling": "faster-rcnn",
     "SmoothL1Loss": "faster-rcnn",
     "Proposal": "faster-rcnn",

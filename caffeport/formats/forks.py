@@ -130,7 +130,9 @@ def our_fields(buffer: memoryview, layer: RawLayer, fork: str | None) -> Iterato
             yield field_, bytes(buffer[field_.tag : field_.end]), []
         else:
             try:
-                content, left_out = _rewrite(buffer, field_, target.message_type, fork)
+                # C3D v1.1 gave v1.0's numbering to messages of their own and left the others as BVLC's.
+                numbering = "c3d" if target.name in ("convolution3d_param", "pooling3d_param") else fork
+                content, left_out = _rewrite(buffer, field_, target.message_type, numbering)
             except FormatError as error:
                 yield field_, b"", [f"{target.name} is damaged ({error})"]
             else:

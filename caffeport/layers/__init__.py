@@ -41,6 +41,7 @@ from . import (  # noqa: F401  imported so that each registers its types
     segmentation,
     shape,
     training,
+    video,
 )  # isort: skip
 
 __all__ = [

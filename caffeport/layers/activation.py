@@ -379,6 +379,10 @@ class Dropout(Layer):
 
     param_field = "dropout_param"
 
+    @property
+    def passes_on(self) -> bool:  # type: ignore[override]
+        return bool(self.param.scale_train)
+
     def exact(self) -> bool:
         return bool(self.param.scale_train)
 

@@ -94,6 +94,7 @@ class Layer:
         0.0  # absolute difference that two right builds of Caffe may have, for `caffeport.verify`
     )
     differentiable: ClassVar[bool] = True
+    passes_on: ClassVar[bool] = False  # the tops are the bottom itself: a layer that only training or wiring needs
     wraps: ClassVar[bool] = False  # in source it reads well around another call: F.relu(self.conv1(x))
     operator: ClassVar[str] = ""  # ONNX's name of the very same function, where it needs no attributes
     variant: ClassVar[str] = ""  # which fork's layer this is, where one type name means several
@@ -155,6 +156,10 @@ class Layer:
     def exact(self) -> bool:
         """Whether float32 agrees bit for bit, because values are only moved or selected."""
         return self.moves
+
+    def serial_terms(self, bottoms: list[Shape]) -> int:
+        """How many numbers Caffe adds up one after the other in float32, where torch adds in pairs and errs less."""
+        return 1
 
     def multiply_adds(self, bottoms: list[Shape], tops: list[Shape]) -> int | None:
         """Multiply-add operations of one forward pass; None where shapes are open."""

@@ -103,7 +103,7 @@ class Convolutional(Layer):
                 )
 
 
-@register("Convolution", "CONVOLUTION3D")
+@register("Convolution")
 class Convolution(Convolutional):
     """Cross-correlation with zero padding, in any number of dimensions.
 

@@ -33,6 +33,9 @@ class _Loss(Layer):
         shapes: list[Shape] = [(), first]
         return shapes[: max(len(self.spec.top), 1)]
 
+    def serial_terms(self, bottoms: list[Shape]) -> int:
+        return count(bottoms[0]) or 1
+
     def four_axes(self, shape: Shape) -> None:
         if len(shape) > 4:
             raise ShapeError(f"{self}: wants at most 4 axes, a bottom is {text(shape)}")

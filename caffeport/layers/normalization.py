@@ -33,8 +33,8 @@ class LRN(Layer):
     fresh = True
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
-        if self.param.local_size % 2 == 0:
-            raise ShapeError(f"{self}: local_size is {self.param.local_size}, must be odd")
+        if self.param.local_size % 2 == 0 or self.param.local_size >= 2**31:
+            raise ShapeError(f"{self}: local_size is {self.param.local_size}, must be odd and below 2^31")
         if len(bottoms[0]) != 4:
             raise ShapeError(f"{self}: wants 4 axes, bottom is {text(bottoms[0])}")
         return bottoms[:1]

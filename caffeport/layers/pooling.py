@@ -1,14 +1,16 @@
 """Pooling, and the pyramid of poolings."""
 
 import math
-from typing import TYPE_CHECKING
+from functools import reduce
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from ..errors import ShapeError, UnsupportedLayer
 from ..formats.schema import Message
 from ..modules.geometry import pooled_size, spp_window, torch_pools_alike
-from .base import Layer, Quirk, Shape, register, text
+from .base import Layer, Quirk, Shape, count, register, text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,11 +50,12 @@ class Pooling(Layer):
     top_count = (1, 2)
     fresh = True
     in_place = False
+    rank: ClassVar[int] = 2  # number of spatial axes
 
-    def window(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Kernel, stride and pad, one number for each axis."""
+    def given(self, rank: int) -> list[tuple[int, ...]]:
+        """Kernel, stride and pad as the parameters state them, one number for each axis."""
         p: Message = self.param
-        sizes = []
+        sizes: list[tuple[int, ...]] = []
         for name, short, default in (("kernel_size", "kernel", 0), ("stride", "stride", 1), ("pad", "pad", 0)):
             pair = [p.HasField(f"{short}_{side}") for side in "hw"]
             if any(pair) and (p.HasField(name) or not all(pair)):
@@ -60,9 +63,14 @@ class Pooling(Layer):
             sizes.append(
                 (getattr(p, f"{short}_h"), getattr(p, f"{short}_w"))
                 if all(pair)
-                else ((getattr(p, name) or default),) * rank
+                else ((getattr(p, name) if p.HasField(name) else default),) * rank
             )
-        kernel, stride, pad = sizes
+        return sizes
+
+    def window(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Kernel, stride and pad, one number for each axis; no kernel for a pooling of the whole map."""
+        p: Message = self.param
+        kernel, stride, pad = self.given(rank)
         if p.global_pooling:
             if (
                 any(p.HasField(name) for name in ("kernel_size", "kernel_h", "kernel_w"))
@@ -83,15 +91,15 @@ class Pooling(Layer):
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         shape = bottoms[0]
-        if len(shape) != 4:
-            raise ShapeError(f"{self}: wants 4 axes, bottom {self.spec.bottom[0]!r} is {text(shape)}")
+        if len(shape) != 2 + self.rank:
+            raise ShapeError(f"{self}: wants {2 + self.rank} axes, bottom {self.spec.bottom[0]!r} is {text(shape)}")
         method = self.param.pool
         if method == STOCHASTIC:
             raise UnsupportedLayer(f"{self}: STOCHASTIC pooling; Caffe itself runs it on a GPU only")
         if method != MAX and len(self.spec.top) > 1:
             raise ShapeError(f"{self}: only MAX pooling has a second top, the mask")
-        kernel, stride, pad = self.window(2)
-        sizes: Shape = (1, 1) if not kernel else pooled_sizes(shape[2:], kernel, stride, pad, self.floor)
+        kernel, stride, pad = self.window(self.rank)
+        sizes: Shape = (1,) * self.rank if not kernel else pooled_sizes(shape[2:], kernel, stride, pad, self.floor)
         if any(n is not None and n < 1 for n in sizes):
             raise ShapeError(f"{self}: bottom {text(shape)} is too small for kernel {text(kernel)}")
         return [(*shape[:2], *sizes)] * len(self.spec.top)
@@ -104,21 +112,32 @@ class Pooling(Layer):
 
         from ..modules.pooling import GlobalMaxPool, MaxPoolMask, Pool
 
-        kernel, stride, pad = self.window(2)
+        kernel, stride, pad = self.window(self.rank)
         method, mask = self.param.pool, len(self.spec.top) == 2
         if not kernel:
             if mask:
                 return GlobalMaxPool()
-            return nn.AdaptiveMaxPool2d(1) if method == MAX else nn.AdaptiveAvgPool2d(1)
+            adaptive = {
+                (MAX, 2): nn.AdaptiveMaxPool2d,
+                (AVE, 2): nn.AdaptiveAvgPool2d,
+                (MAX, 3): nn.AdaptiveMaxPool3d,
+                (AVE, 3): nn.AdaptiveAvgPool3d,
+            }
+            return adaptive[method, self.rank](1)
         if mask:
             return MaxPoolMask(kernel, stride, pad, self.floor)
-        if not torch_pools_alike(kernel, stride, pad):
+        # AvgPool3d refuses a kernel above the unpadded input, which padding may make legal.
+        if not torch_pools_alike(kernel, stride, pad) or (method == AVE and self.rank == 3):
             return Pool("max" if method == MAX else "average", kernel, stride, pad, self.floor)
-        stock: type[nn.Module] = nn.MaxPool2d if method == MAX else nn.AvgPool2d
-        return stock(_pair(kernel), _pair(stride), _pair(pad), ceil_mode=not self.floor)
+        stock: dict[tuple[int, int], type[nn.Module]] = {
+            (MAX, 2): nn.MaxPool2d,
+            (AVE, 2): nn.AvgPool2d,
+            (MAX, 3): nn.MaxPool3d,
+        }
+        return stock[method, self.rank](_pair(kernel), _pair(stride), _pair(pad), ceil_mode=not self.floor)
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
-        kernel, stride, pad = self.window(2)
+        kernel, stride, pad = self.window(self.rank)
         found: list[Quirk] = []
         if not kernel:
             return found
@@ -152,9 +171,13 @@ class Pooling(Layer):
                     add("sizes round up: the last window overhangs the padded image", "ceil_mode")
         return found
 
+    def serial_terms(self, bottoms: list[Shape]) -> int:
+        kernel, *_ = self.window(2)
+        return (prod(kernel) if kernel else count(bottoms[0][2:]) or 1) if self.param.pool == AVE else 1
+
     def has_empty_windows(self, shape: Shape) -> bool:
         """Whether a window lies outside of the image: without padding, where the stride exceeds the kernel."""
-        kernel, stride, pad = self.window(2)
+        kernel, stride, pad = self.window(self.rank)
         if not kernel or any(pad) or self.floor or all(s <= k for s, k in zip(stride, kernel, strict=True)):
             return False
         axes = zip(shape[2:], kernel, stride, strict=True)
@@ -162,7 +185,7 @@ class Pooling(Layer):
 
     def clips(self, shape: Shape) -> bool:
         """Whether a last window is left out because it would start beyond image + pad."""
-        kernel, stride, pad = self.window(2)
+        kernel, stride, pad = self.window(self.rank)
         if not kernel or not any(pad) or self.floor:
             return False
         for i, k, s, p in zip(shape[2:], kernel, stride, pad, strict=True):
@@ -172,12 +195,12 @@ class Pooling(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         (x,) = bottoms
-        kernel, stride, pad = self.window(2)
+        kernel, stride, pad = self.window(self.rank)
         largest = self.param.pool == MAX
         if not kernel and len(self.spec.top) == 1:
             return [graph.call("GlobalMaxPool" if largest else "GlobalAveragePool", x)]
-        height, width = x.shape[2:]
         if not kernel:
+            height, width = x.shape[2:]
             if height is None or width is None:
                 raise graph.refuse("a mask of the whole map needs fixed sizes")
             kernel, stride, pad = (height, width), (1, 1), (0, 0)
@@ -193,6 +216,7 @@ class Pooling(Layer):
         if len(self.spec.top) == 1:
             return [graph.call("MaxPool", x, **attributes)]
         top, index = graph.node("MaxPool", [x], 2, **attributes)
+        height, width = x.shape[2:]
         if height is None or width is None:  # ONNX counts through the whole tensor, Caffe within the plane
             plane = graph.call("ReduceProd", graph.sizes(x, 2), graph.axes(0), keepdims=0)
         else:
@@ -201,15 +225,16 @@ class Pooling(Layer):
 
     def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
         module, (x,) = writer.built(), bottoms
-        kind = {"MaxPool2d": "max", "AvgPool2d": "avg", "AdaptiveMaxPool2d": "max", "AdaptiveAvgPool2d": "avg"}
-        name = kind.get(type(module).__name__)
+        kind = {"MaxPool": "max", "AvgPool": "avg", "AdaptiveMaxPool": "max", "AdaptiveAvgPool": "avg"}
+        axes = f"{self.rank}d"
+        name = kind.get(type(module).__name__.removesuffix(axes))
         if name is None or len(self.spec.top) == 2:
             return super().source(writer, bottoms)
         if self.param.global_pooling:
-            return [f"F.adaptive_{name}_pool2d({x}, 1)"]
+            return [f"F.adaptive_{name}_pool{axes}({x}, 1)"]
         sizes = [module.kernel_size, module.stride, *([module.padding] if module.padding else [])]
         ceil = [] if self.floor else ["ceil_mode=True"]
-        return [f"F.{name}_pool2d({', '.join([x, *map(str, sizes), *ceil])})"]
+        return [f"F.{name}_pool{axes}({', '.join([x, *map(str, sizes), *ceil])})"]
 
 
 def padded_pool(
@@ -225,7 +250,7 @@ def padded_pool(
     spatial = x.shape[2:]
     if None in spatial:
         raise graph.refuse(
-            "its last window may lie outside the image, which ONNX can say for a fixed height and width only"
+            "its last window may lie outside the image, which ONNX can say for fixed sizes only"
         )
     after, extents = [], []
     for i, k, s, p in zip(spatial, kernel, stride, pad, strict=True):
@@ -238,7 +263,7 @@ def padded_pool(
     if largest:
         return graph.call("MaxPool", padded, kernel_shape=kernel, strides=stride)
     mean = graph.call("AveragePool", padded, kernel_shape=kernel, strides=stride)
-    divisors = np.outer(*extents) / (kernel[0] * kernel[1])
+    divisors = reduce(np.multiply.outer, extents) / prod(kernel)
     return graph.call("Div", mean, graph.constant(divisors.astype(np.float32)))
 
 

@@ -231,10 +231,11 @@ class _BN(Layer):
     param_field = "bn_param"
     fresh = True
     arrays: tuple[str, ...] = ()
+    most_axes = 4
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
-        if not 2 <= len(bottoms[0]) <= 4:
-            raise ShapeError(f"{self}: wants 2 to 4 axes, bottom is {text(bottoms[0])}")
+        if not 2 <= len(bottoms[0]) <= self.most_axes:
+            raise ShapeError(f"{self}: wants 2 to {self.most_axes} axes, bottom is {text(bottoms[0])}")
         return [bottoms[0], *[(1, bottoms[0][1], *(1,) * (len(bottoms[0]) - 2))] * (len(self.spec.top) - 1)]
 
     def channels(self, bottoms: list[Shape]) -> int:
@@ -267,16 +268,24 @@ class StoredBN(_BN):
 
     y = (x - mean) / sqrt(variance + eps) * slope + bias
 
-    Shapes   bottom (N, C, H, W) -> top, same
+    Shapes   bottom (N, C, H, W), in P3D (N, C, L, H, W) -> top, same
     Params   eps 1e-5; slope_filler and bias_filler constant 0
-    Blobs    slope (weight), bias, mean (running_mean), variance (running_var), each (1, C, 1, 1); no factor
-    Raises   ShapeError: fewer than 2 or more than 4 axes
+    Blobs    slope (weight), bias, mean (running_mean), variance (running_var), each (1, C, 1, 1), in P3D (1, C); no
+             factor
+    Raises   ShapeError: fewer than 2 or more than 5 axes
     PyTorch  nn.BatchNorm2d, equal. ONNX: BatchNormalization.
-    Source   hszhao/PSPNet, src/caffe/layers/bn_layer.cpp
+    Source   hszhao/PSPNet, src/caffe/layers/bn_layer.cpp; ZhaofanQiu/pseudo-3d-residual-networks,
+             caffe_add_layers/src/bn_layer.cpp
     """
 
     variant = "PSPNet (four arrays, stored statistics)"
     arrays = ("weight", "bias", "running_mean", "running_var")
+    most_axes = 5
+
+    def blobs(self, bottoms: list[Shape]) -> list[Blob]:
+        in_p3d = len(self.stored[0].shape) == 2 if self.stored else len(bottoms[0]) == 5
+        blobs = super().blobs(bottoms)
+        return [Blob(blob.name, blob.shape[:2], blob.filler) for blob in blobs] if in_p3d else blobs
 
     def filler(self, name: str) -> Message:
         return {"weight": self.param.slope_filler, "bias": self.param.bias_filler}.get(name, constant(0.0))
@@ -284,7 +293,7 @@ class StoredBN(_BN):
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from torch import nn
 
-        stock = nn.BatchNorm2d if len(bottoms[0]) == 4 else nn.BatchNorm1d
+        stock = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(len(bottoms[0]), nn.BatchNorm1d)
         return stock(self.channels(bottoms), self.param.eps)
 
 

@@ -131,6 +131,7 @@ class Split(_View):
     """
 
     top_count = (1, None)
+    passes_on = True
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from ..modules.shape import Split as Module

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PAIRS = 1 << 20  # overlaps that are computed at once, about; bounds memory at any number of boxes
+PAIRS = 1 << 19  # overlaps that are computed at once, about
+BLOCK = 32  # boxes of a group that are settled at once, at least
 
 
 def overlap(a: Tensor, b: Tensor, extra: float, least: float) -> Tensor:
@@ -35,6 +36,14 @@ def front(mask: Tensor, *rows: Tensor) -> list[Tensor]:
     return [x.gather(-1, order.expand(*x.shape[:-2], *order.shape)) for x in (mask, *rows)]
 
 
+def thresholds_by_kept(count: int, threshold: float, eta: float, like: Tensor) -> Tensor:
+    """The threshold after 0, 1, ... `count` kept boxes: each takes it times eta, while it is above 0.5."""
+    factors = torch.full((count + 1,), eta, dtype=like.dtype, device=like.device)
+    factors[0] = threshold
+    values = factors.cumprod(0)
+    return values[torch.arange(count + 1, device=like.device).clamp(max=(values > 0.5).sum())]
+
+
 def nms(
     boxes: Tensor,
     valid: Tensor,
@@ -57,21 +66,20 @@ def nms(
     "all kept" until nothing changes: as many rounds as the longest chain of boxes, not as there are boxes.
     """
     _, groups, count = boxes.shape
+    share = max(1, 32 * PAIRS // (BLOCK * max(count, 1)))
+    if groups > share:  # bounds memory at any number of groups
+        pieces = zip(torch.split(boxes, share, 1), torch.split(valid, share), strict=True)
+        return torch.cat([nms(b, v, threshold, extra, least, inclusive, eta, limit) for b, v in pieces])
+    boxes = boxes.detach()
     kept_all = torch.zeros_like(valid)
     exceeds = torch.ge if inclusive else torch.gt
-    thresholds = torch.full((count + 1,), eta, dtype=boxes.dtype, device=boxes.device)
-    thresholds[0] = threshold
-    if eta < 1 and threshold > 0.5:
-        thresholds = thresholds.cumprod(0)
-        thresholds = thresholds.clamp(min=float(thresholds[thresholds <= 0.5].max()) if thresholds[-1] <= 0.5 else None)
-    else:
-        thresholds[:] = threshold
+    thresholds = thresholds_by_kept(count, threshold, eta, boxes)
     done = torch.zeros(groups, 1, dtype=torch.long, device=boxes.device)  # boxes kept so far
     index = torch.arange(count, device=boxes.device).expand(groups, count)
     worst = boxes.new_zeros(groups, count)  # largest overlap with a box kept so far
     valid, boxes, index, worst = front(valid, boxes, index, worst)
     while index.shape[1]:
-        block = max(32, PAIRS // (groups * index.shape[1]))
+        block = max(BLOCK, PAIRS // (groups * index.shape[1]))
         head, alive = boxes[:, :, :block], valid[:, :block]
         pairs = overlap(head, head, extra, least).triu_(1)  # (G, earlier, later)
         kept = alive

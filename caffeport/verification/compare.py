@@ -4,6 +4,7 @@ Where the reference lacks a bottom, the layers from the nearest stored values on
 Values are dropped after their last reader, so memory holds a few layers' blobs and no more.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,12 @@ from ..graph import Operand, Step, Value
 from ..layers import Shape, text
 from ..network import Network
 from .arithmetic import TRUTH, YARDSTICK, Arithmetic
-from .judge import Growth, Judgement, growth, judge
+from .judge import HALF_STEP, Growth, Judgement, growth, judge
 from .picture import Gallery
 from .reference import Reference, Stored
 
 Values = dict[Value, Tensor]
+FEW = 64  # values that are no sample of the noise
 
 
 @dataclass
@@ -59,12 +61,14 @@ class Walk:
         self.shapes = shapes
         self.tested = tested
         self.gallery = gallery
+        self.fed = inputs
         self.same = tested.dtype == torch.float32 and tested.device.type == "cpu" and not tested.tf32 and torch.get_num_threads() == 1
         self.local: tuple[Values, Values, Values] = {}, {}, {}
         self.whole: tuple[Values, Values] = {}, {}
         self.known: Values = {}  # what the reference says, float32 on the CPU; inputs too
         self.since: dict[Value, tuple[str, ...]] = {}  # layers run since stored values, where a value is computed
         self.items: dict[Value, int] = {}  # values of the first items of the batch only
+        self.carried: dict[tuple[int, Value], float] = {}  # relative noise of computed values, by road (0 local, 1 whole)
         self.parted: set[Value] = set()  # where both roads differ, because the reference has been put in
         self.lost: dict[Value, str] = {}  # values that could not be computed on the local road, and why
         self.last = _last_use(network)
@@ -167,20 +171,19 @@ class Walk:
             return row
         ref = torch.from_numpy(self.reference.read(at.key))
         row.items = at.items
-        floor = step.layer.noise_floor
         if top in self.lost:
             row.reason = "" if problem else self.lost.pop(top)
             self.lost.pop(top, None)
         else:
-            self._judge(row, ref, [lane[top] for lane in self.local], floor)
+            self._judge(row, ref, [lane[top] for lane in self.local])
         if top in self.whole[0]:
             ours = [lane[top][: ref.shape[0]] if at.items is not None else lane[top] for lane in self.whole]
             if ours[0].shape == ref.shape:
-                row.growth = growth(ref, *ours, floor=floor)
+                row.growth = growth(ref, *ours, step.layer.noise_floor, self._noise(1, step, top))
         self._put(top, ref, at)
         return row
 
-    def _judge(self, row: Comparison, ref: Tensor, ours: list[Tensor], floor: float) -> None:
+    def _judge(self, row: Comparison, ref: Tensor, ours: list[Tensor]) -> None:
         assert row.top is not None
         items = min(ref.shape[0], ours[0].shape[0]) if ref.dim() and ours[0].dim() and (row.items is not None or row.top in self.items) else None
         ref, ours = (ref[:items], [x[:items] for x in ours]) if items is not None else (ref, ours)
@@ -189,13 +192,39 @@ class Walk:
             return
         y64, c32, d32 = ours
         d32 = c32 if d32 is c32 else d32.cpu().float()
-        row.judgement = judge(ref, y64, c32, d32, floor)
+        row.judgement = judge(ref, y64, c32, d32, row.step.layer.noise_floor, self._noise(0, row.step, row.top))
         self.gallery.show(row.step.key, row.top.blob, row.judgement, d32, ref)
+
+    def _noise(self, road: int, step: Step, top: Value) -> float:
+        """The least relative noise that this value of the road may be given, whatever c32 happens to show.
+
+        Serial sums err with the root of their length. And a few values are no sample: c32 may come close to y64 by luck,
+        so a quarter of what the bottoms brought counts at least.
+        """
+        least = max(HALF_STEP * step.layer.serial_terms([self.shapes[o.like or o.value] for o in step.bottoms]) ** 0.5 / 4, HALF_STEP)
+        lanes = (self.local, self.whole)[road]
+        if lanes[0][top].numel() < FEW:
+            for operand in step.bottoms:
+                least = max(least, self._relative_noise(road, operand.value) / 4)
+        self.carried[road, top] = least
+        return least
+
+    def _relative_noise(self, road: int, value: Value) -> float:
+        """rms(c32 - y64) / rms(y64) of a computed value; 0 for one that was fed."""
+        lanes = (self.local, self.whole)[road]
+        if value not in lanes[0] or value in (self.known if road == 0 else self.fed):
+            return 0.0
+        y64, c32 = lanes[0][value].double().reshape(-1), lanes[1][value].double().reshape(-1)
+        scale = float(y64.dot(y64))
+        error = float((c32 - y64).dot(c32 - y64))
+        own = (error / scale) ** 0.5 if scale and error < math.inf else 0.0
+        return max(own, self.carried.get((road, value), 0.0))
 
     def _put(self, top: Value, ref: Tensor, at: Stored) -> None:
         """From here on readers get the reference's numbers."""
         self.known[top] = ref
         self.since.pop(top, None)
+        self.carried.pop((0, top), None)
         self.items.pop(top, None)
         if at.items is not None:
             self.items[top] = at.items

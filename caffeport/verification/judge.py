@@ -18,6 +18,7 @@ from torch import Tensor
 
 BLOCK = 1 << 17  # elements judged at a time, so that all intermediate arrays stay in the cache
 SMALLEST = 2.0**-149  # of float32
+HALF_STEP = 2.0**-25  # a rounding error of float32, as a share of the value
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,14 @@ class Growth:
         return self.ratio <= limits.rms and self.ratio_max <= limits.largest
 
 
-def judge(ref: Tensor, y64: Tensor, c32: Tensor, d32: Tensor, floor: float = 0.0) -> Judgement:
-    """Compare arrays of one shape, all on the CPU. `floor`: an absolute difference that counts as noise."""
+def judge(
+    ref: Tensor, y64: Tensor, c32: Tensor, d32: Tensor, floor: float = 0.0, relative: float = HALF_STEP
+) -> Judgement:
+    """Compare arrays of one shape, all on the CPU.
+
+    floor     an absolute difference that counts as noise
+    relative  the same as a share of rms(y64)
+    """
     shape = tuple(ref.shape)
     sums = _Sums()
     flat = [x.reshape(-1) for x in (ref, y64, c32, d32)]
@@ -110,8 +117,8 @@ def judge(ref: Tensor, y64: Tensor, c32: Tensor, d32: Tensor, floor: float = 0.0
         sums.add(start, *(x[start : start + BLOCK] for x in flat))
     n = max(sums.finite, 1)
     rms = lambda square: math.sqrt(square / n)  # noqa: E731
-    noise = max(rms(sums.yard2), 2.0**-25 * rms(sums.y2), floor, SMALLEST)
-    noise_max = max(sums.yard_max, 2.0**-24 * sums.y_max, floor, SMALLEST)
+    noise = max(rms(sums.yard2), relative * rms(sums.y2), floor, SMALLEST)
+    noise_max = max(sums.yard_max, 2 * relative * sums.y_max, floor, SMALLEST)
     return Judgement(
         reference=rms(sums.ref2) / noise,
         device=rms(sums.device2) / noise,
@@ -131,32 +138,36 @@ def judge(ref: Tensor, y64: Tensor, c32: Tensor, d32: Tensor, floor: float = 0.0
     )
 
 
-def growth(ref: Tensor, y64: Tensor, c32: Tensor, d32: Tensor | None = None, floor: float = 0.0) -> Growth:
-    """The end-to-end ratios; `d32` where it was run."""
-    error = ref.double() - y64
-    yard = c32.double() - y64
-    keep = torch.isfinite(error) & torch.isfinite(yard)
-    if not keep.all():
-        error, yard, y64 = error[keep], yard[keep], y64[keep]
-    if not y64.numel():
+def growth(
+    ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: float = HALF_STEP
+) -> Growth:
+    """The end-to-end ratios, of finite values; arguments as in `judge`."""
+    error2 = yard2 = y2 = error_max = yard_max = y_max = 0.0
+    n = 0
+    flat = [x.reshape(-1) for x in (ref, y64, c32)]
+    for start in range(0, ref.numel(), BLOCK):
+        r, y, c = (x[start : start + BLOCK].double() for x in flat)
+        error, yard = r - y, c - y
+        if not math.isfinite(float(error.sum() + yard.sum())):
+            keep = torch.isfinite(error) & torch.isfinite(yard)
+            error, yard, y = error[keep], yard[keep], y[keep]
+        n += y.numel()
+        error2, yard2, y2 = error2 + float(error.dot(error)), yard2 + float(yard.dot(yard)), y2 + float(y.dot(y))
+        error_max, yard_max, y_max = (max(a, _largest(b)) for a, b in ((error_max, error), (yard_max, yard), (y_max, y)))
+    if not n:
         return Growth(0.0, 0.0, 0.0, 0.0)
-    worst, worst_max = _rms(error), _largest(error)
-    if d32 is not None:
-        device = d32.double()[keep] if d32.numel() != y64.numel() else d32.double()
-        device = device.reshape(y64.shape) - y64
-        worst, worst_max = max(worst, _rms(device)), max(worst_max, _largest(device))
-    scale = _rms(y64)
-    noise = max(_rms(yard), 2.0**-25 * scale, floor, SMALLEST)
-    noise_max = max(_largest(yard), 2.0**-24 * _largest(y64), floor, SMALLEST)
-    return Growth(worst / noise, worst_max / noise_max, noise / (scale or 1.0), worst / (scale or 1.0))
-
-
-def _rms(x: Tensor) -> float:
-    return math.sqrt(float(torch.dot(x.reshape(-1), x.reshape(-1))) / max(x.numel(), 1))
+    error_rms, yard_rms, scale = (math.sqrt(square / n) for square in (error2, yard2, y2))
+    noise = max(yard_rms, relative * scale, floor, SMALLEST)
+    noise_max = max(yard_max, 2 * relative * y_max, floor, SMALLEST)
+    return Growth(error_rms / noise, error_max / noise_max, noise / (scale or 1.0), error_rms / (scale or 1.0))
 
 
 def _largest(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, math.inf)) if x.numel() else 0.0
+    """max |x|; by both ends, which is faster than a norm."""
+    if not x.numel():
+        return 0.0
+    low, high = torch.aminmax(x)
+    return max(-float(low), float(high))
 
 
 def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -192,19 +203,25 @@ class _Sums:
         c = d if c32 is d32 else c32.double()
         if not math.isfinite(float(y.sum() + r.sum() + d.sum() + c.sum())):
             self.equal &= bool(((r32 == d32) | (r32.isnan() & d32.isnan())).all())
+            same = c32 is d32
             r, y, c, d, r32, d32 = self._finite(r, y, c, d, r32, d32)
+            c32 = d32 if same else c32
         elif self.equal:
             self.equal = torch.equal(r32, d32)
         if not y.numel():
             return
         self.finite += y.numel()
-        error, yard, device, reference = d - r, c - y, d - y, r - y
+        yard, reference = c - y, r - y
         self.ref2 += float(reference.dot(reference))
         self.ref_max = max(self.ref_max, _largest(reference))
         self.yard2 += float(yard.dot(yard))
         self.yard_max = max(self.yard_max, _largest(yard))
-        self.device2 += float(device.dot(device))
-        self.device_max = max(self.device_max, _largest(device))
+        if c32 is d32:
+            self.device2, self.device_max = self.yard2, self.yard_max
+        else:
+            device = d - y
+            self.device2 += float(device.dot(device))
+            self.device_max = max(self.device_max, _largest(device))
         self.y2 += float(y.dot(y))
         self.y_max = max(self.y_max, _largest(y))
         self.dot += float(r.dot(d))
@@ -218,6 +235,7 @@ class _Sums:
         self.d_low, self.d_high = min(self.d_low, low), max(self.d_high, high)
         if self.equal:
             return
+        error = d - r
         self.error2 += float(error.dot(error))
         self.ulp = max(self.ulp, int((_steps(r32) - _steps(d32)).abs().max()))
         largest, at = error.abs().max(0)

@@ -1,5 +1,6 @@
 """Histograms and error maps of the worst layers, small enough to keep in a report."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from .report import LayerResult, Picture
 WORST = 6  # layers that get a picture
 BINS = 40
 SIDE = 32  # of an error map, at most
+SAMPLED = 1 << 16  # values that a histogram is made of, about
 
 
 class Gallery:
@@ -37,12 +39,15 @@ class Gallery:
 
 def picture(ours: Tensor, ref: Tensor) -> Picture:
     """Histograms over common bins, and the mean |ours - ref| over all leading axes for each place of the last two."""
-    finite = [x[torch.isfinite(x)] for x in (ours.float(), ref.float())]
+    thin = max(ours.numel() // SAMPLED, 1)  # a histogram needs no more
+    finite = [(x := y.reshape(-1)[::thin].float())[torch.isfinite(x)] for y in (ours, ref)]
     low = min((float(x.min()) for x in finite if x.numel()), default=0.0)
     high = max((float(x.max()) for x in finite if x.numel()), default=0.0)
     high = high if high > low else low + 1.0
     counts = [tuple(int(n) for n in torch.histc(x, BINS, low, high)) if x.numel() else (0,) * BINS for x in finite]
-    error = (ours.double() - ref.double()).abs().nan_to_num(0.0, 0.0, 0.0)
+    error = (ours.float() - ref.float()).abs_()
+    if not math.isfinite(float(error.sum())):
+        error = error.nan_to_num(0.0, 0.0, 0.0)
     return Picture((low, high), counts[0], counts[1], _map(error))
 
 

@@ -36,10 +36,7 @@ def reference(folder: Path) -> tuple[dict[str, Array], dict[str, Array]]:
 
 def load(folder: Path) -> Network:
     weights = folder / "weights.caffemodel"
-    try:
-        return caffeport.load(folder / "net.prototxt", weights if weights.exists() else None)
-    except caffeport.UnsupportedLayer as error:
-        pytest.skip(str(error))
+    return caffeport.load(folder / "net.prototxt", weights if weights.exists() else None)
 
 
 def run(network: Network, fed: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
