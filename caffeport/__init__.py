@@ -19,6 +19,9 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .export.onnx import export_onnx
+    from .export.pt2 import export_pt2
+    from .export.source import export_source
     from .loading import load
     from .network import Network
 
@@ -35,10 +38,19 @@ __all__ = [
     "UnsupportedLayer",
     "WeightsError",
     "__version__",
+    "export_onnx",
+    "export_pt2",
+    "export_source",
     "load",
 ]
 
-_LAZY = {"load": "loading", "Network": "network"}  # what needs torch is imported on first use
+_LAZY = {  # what needs torch is imported on first use
+    "Network": "network",
+    "export_onnx": "export.onnx",
+    "export_pt2": "export.pt2",
+    "export_source": "export.source",
+    "load": "loading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -56,10 +56,10 @@ class BareCrop:
     why: str = ""
 
     def __str__(self) -> str:
-        offset = self.offset
+        offset, name = self.offset, f"{self.step.key!r} (top {self.step.tops[0].blob!r})"
         if offset is None:
-            return f"{self.step.key!r}: unknown ({self.why})"
-        return f"{self.step.key!r}: {offset[0] if len(set(offset)) == 1 else ' x '.join(map(str, offset))}"
+            return f"{name} unknown, since {self.why}"
+        return f"{name} {offset[0] if len(set(offset)) == 1 else ' x '.join(map(str, offset))}"
 
 
 def bare_crops(graph: Graph) -> list[BareCrop]:
@@ -78,8 +78,8 @@ def bare_crops(graph: Graph) -> list[BareCrop]:
 
 def warning(crops: Iterable[BareCrop]) -> str:
     return (
-        "Crop layers without crop_param: Caffe 1.0, and so this net, takes offset 0. The old fork that such files were "
-        "made for derived the offset from the layers between the bottoms, so that maps may be shifted here: "
+        "Crop layers without crop_param: Caffe 1.0, and so this net, takes offset 0, which may shift the maps. The old "
+        "forks that such files were made for derived the offset (pixels) from the layers between the bottoms: "
         f"{', '.join(map(str, crops))}. crop=\"aligned\" (--crop aligned) takes the derived offsets"
     )
 

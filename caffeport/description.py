@@ -76,6 +76,9 @@ def describe(
         # Caffe saves the include and exclude rules of what was filtered already, and its automatic Split layers.
         v2, notes = to_deploy(without_splits(net_file.net))
         warnings += notes
+        if stored:  # a file that was cut between two layers cannot be told from a shorter net, but by its owner
+            last = net_file.net.layer[-1]
+            warnings.append(f"{net_file.path}: the net inside is used; its last layer is {last.name!r} ({last.type})")
     else:
         filtered = filter_net(net_file.net, phase=phase, level=level, stages=stages)
         v2, notes = to_deploy(filtered) if deploy else cut_unfed(filtered, inputs or ())

@@ -98,6 +98,7 @@ class Graph:
     outputs: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     slots: int = 0
+    truncated: bool = False  # the output was asked for by name, whatever it needs
 
     def shapes(self, given: Mapping[Value, Shape]) -> dict[Value, Shape]:
         """Shapes of all values that can be computed from the given ones. Raises ShapeError where Caffe would abort."""
@@ -126,7 +127,7 @@ class Graph:
             if not step.layer.judges and (step.blobs or unread):
                 feeding.update(step.reads)
         judged = {value for value in self.inputs if value in read and value not in feeding}
-        return judged if len(judged) < len(self.needed) else set()
+        return judged if len(judged) < len(self.needed) and not self.truncated else set()
 
     def quirks(self) -> list[Quirk]:
         return [quirk for step in self.steps for quirk in step.layer.quirks([o.shape for o in step.bottoms])]

@@ -280,8 +280,10 @@ class Copier:
         flat = array.reshape(-1)
         for i in range(0, flat.size, BLOCK):
             block = copy[i : i + BLOCK]
-            np.copyto(block, flat[i : i + BLOCK], casting="same_kind")
-            if not np.isfinite(np.dot(block, block)):
+            with np.errstate(all="ignore"):  # Inf is what is looked for
+                np.copyto(block, flat[i : i + BLOCK], casting="same_kind")
+                squares = np.dot(block, block)
+            if not np.isfinite(squares):
                 bad = block.size - int(np.isfinite(block).sum())
                 if bad:
                     self.nonfinite[layer] = self.nonfinite.get(layer, 0) + bad

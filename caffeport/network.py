@@ -42,16 +42,17 @@ class Network(nn.Module):
     def __init__(
         self, graph: Graph, modules: Mapping[str, nn.Module], views: Mapping[str, Mapping[str, View]] | None = None
     ) -> None:
-        """`modules` holds the module of each step, by layer key.
+        """`modules` holds the module of each step, by layer key, and of the owners of views.
 
-        `views` those parameters that are another layer's, reshaped.
+        `views` those parameters that are another layer's, reshaped; the owner need not be a step of a truncated net.
         """
         super().__init__()
         self.graph = graph
-        self.names = module_names(step.key for step in graph.steps)
+        self._views = dict(views or {})
+        owners = [view.layer for step in graph.steps for view in self._views.get(step.key, {}).values()]
+        self.names = module_names(dict.fromkeys([*(step.key for step in graph.steps), *owners]))
         for key, name in self.names.items():
             self.add_module(name, modules[key])
-        self._views = dict(views or {})
         self._checked: set[tuple[tuple[int, Shape], ...]] = set()
         self._plan = _plan(graph, self.names, self._views)
         self.eval()
@@ -95,8 +96,9 @@ class Network(nn.Module):
             blobs=_last_blobs(self.graph, steps, blob, target),
             outputs=[blob],
             slots=self.graph.slots,
+            truncated=True,
         )
-        modules: dict[str, Any] = {step.key: self._modules[self.names[step.key]] for step in steps}
+        modules: dict[str, Any] = {key: self._modules[name] for key, name in self.names.items()}
         return Network(graph, modules, self._views)
 
     def folded(self) -> "Network":
@@ -125,11 +127,21 @@ class Network(nn.Module):
     def blobs(self, *args: Feed | Mapping[str, Feed], **kwargs: Feed) -> dict[str, Tensor]:
         """Run the net and give every value: `layer::top` as the layer wrote it, and each blob name as it is at the end.
 
-        Besides inputs, any inner value may be fed, and the net starts there: `blobs({"pool1": x})` runs what follows
-        pool1. Labels may be left out: then the losses, scores and sinks that read them are not run.
         A plain name is the blob's value at the end, after its in-place layers; "conv1::conv1" the one before an
-        in-place ReLU.
-        The autograd graph is kept where gradients are on.
+        in-place ReLU. Labels may be left out: then the losses, scores and sinks that read them are not run.
+
+        Besides inputs, any inner value may be fed, and the net starts there; what lies before it is not run:
+
+            pool1 = network.blobs({"data": x})["pool1"]
+            prob = network.blobs({"pool1": pool1 * mask})["prob"]
+
+        The autograd graph is kept where gradients are on, so that Grad-CAM needs no hooks:
+
+            blobs = network.blobs({"data": x})
+            (grad,) = torch.autograd.grad(blobs["fc8"][0, label], blobs["conv5"])
+            heat = (grad.mean((2, 3), keepdim=True) * blobs["conv5"]).sum(1).relu()
+
+        and deep dream is `blobs["inception_4c/output"].norm().backward()` for an x with requires_grad.
         """
         values = self._feed(args, kwargs, inner=True)
         given = {slot: value for slot, value in enumerate(values) if value is not None}

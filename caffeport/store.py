@@ -15,6 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from google.protobuf import text_format
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from . import __version__
@@ -112,7 +114,6 @@ def write_folder(
     _check_target(target, force)
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
-        _sweep(target)
         partial.mkdir(parents=True)
         net = deploy_net(description)
         (partial / NET).write_text(text_format.MessageToString(net, as_utf8=True), encoding="utf-8")
@@ -128,18 +129,24 @@ def write_folder(
         if target.exists():
             old = target.parent / f".{target.name}.replaced-{os.getpid()}"
             target.rename(old)
-            partial.rename(target)
-            shutil.rmtree(old)
+            try:
+                partial.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             partial.rename(target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}; nothing was left behind") from error
+    except (OSError, SafetensorError) as error:  # the latter where safetensors could not write
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{target}: cannot be written: {reason}; nothing was left behind") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return sizes
 
 
 def _check_target(target: Path, force: bool) -> None:
+    _sweep(target)
     if not target.exists():
         return
     if not target.is_dir() or (any(target.iterdir()) and not (target / FACTS).exists()):
@@ -149,10 +156,15 @@ def _check_target(target: Path, force: bool) -> None:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what runs that were killed have left beside the target."""
-    for left in target.parent.glob(f".{glob_escape(target.name)}.partial-*"):
-        pid = left.name.rpartition("-")[2]
-        if pid.isdigit() and not _alive(int(pid)):
+    """Remove what runs that were killed have left beside the target, and put back what they were about to replace."""
+    for left in target.parent.glob(f".{glob_escape(target.name)}.*-*"):
+        what, _, pid = left.name.removeprefix(f".{target.name}.").partition("-")
+        if what not in ("partial", "replaced") or not pid.isdigit() or _alive(int(pid)):
+            continue
+        if what == "replaced" and not target.exists():
+            with suppress(OSError):
+                left.rename(target)
+        else:
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -232,7 +244,7 @@ def _facts(network: Network, description: Description, mean: MeanImage | None) -
         "format": FORMAT,
         "name": graph.name,
         "sources": [
-            {"file": Path(file.path).name, "form": file.form, "sha256": _file_sha256(file.path)}
+            {"file": _file_name(file.path), "form": file.form, "sha256": _file_sha256(file.path)}
             for file in description.files
         ],
         "inputs": {name: list(shape) for name, shape in network.inputs.items()},
@@ -264,6 +276,11 @@ def sha256(array: Array) -> str:
     return (
         hashlib.sha256(np.ascontiguousarray(values).data).hexdigest() if values.size else hashlib.sha256().hexdigest()
     )
+
+
+def _file_name(path: str) -> str:
+    """The last part of a path, as UTF-8 can hold it."""
+    return os.fsencode(Path(path).name).decode("utf-8", "replace")
 
 
 def _file_sha256(path: str) -> str | None:
@@ -305,6 +322,8 @@ def load_folder(folder: Path, *, allow_nonfinite: bool = False) -> Network:
     """The Network of a converted folder. Raises FormatError where the folder is not whole."""
     facts = _read_facts(folder / FACTS)
     file = read(folder / NET)
+    if file.net is None:
+        raise FormatError(f"{file.path}: {file.form} hold no net; expected the prototxt that caffeport wrote")
     tensors, weights = _tensors(folder / WEIGHTS)
     graph = build(file.net, _stored_shapes(facts, folder / FACTS))
     names = module_names(step.key for step in graph.steps)
@@ -326,8 +345,8 @@ def load_folder(folder: Path, *, allow_nonfinite: bool = False) -> Network:
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise FormatError(f"{path}: larger than {JSON_LIMIT} bytes; not a file that caffeport wrote")
+        if path.stat().st_size > JSON_LIMIT or not path.is_file():
+            raise FormatError(f"{path}: no file, or larger than {JSON_LIMIT} bytes; not what caffeport wrote")
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FormatError(
@@ -351,7 +370,7 @@ def _stored_shapes(facts: dict[str, Any], path: Path) -> dict[str, StoredLayer]:
             if shapes:
                 empty = (StoredBlob(np.broadcast_to(np.float32(1), shape), legacy=False) for shape in shapes)
                 layers[name] = StoredLayer(name, "", tuple(empty))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise FormatError(
             f"{path}: 'blobs' is not as caffeport writes it ({error}); convert the model again"
         ) from error
@@ -363,6 +382,8 @@ def _tensors(path: Path) -> tuple[dict[str, Array], Weights]:
 
     The format: 8 bytes with the header's length, the header as JSON, then the numbers.
     """
+    if not path.is_file():
+        raise FormatError(f"{path}: there is no such file; convert the model again")
     try:
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -373,6 +394,7 @@ def _tensors(path: Path) -> tuple[dict[str, Array], Weights]:
         raise FormatError(f"{path}: its header of {length} bytes ends beyond the file; the file is damaged")
     body = memoryview(mapped)[8 + length :]
     tensors = {}
+    spans = [(0, 0)]
     try:
         header = json.loads(mapped[8 : 8 + length])
         header.pop("__metadata__", None)
@@ -384,6 +406,10 @@ def _tensors(path: Path) -> tuple[dict[str, Array], Weights]:
             if not 0 <= start <= end <= len(body) or end - start != prod(shape) * dtype.itemsize:
                 raise ValueError(f"{key!r} of shape {shape} lies at {start} to {end} of {len(body)} bytes")
             tensors[key] = np.frombuffer(body[start:end], dtype).reshape(shape)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            spans.append((start, end))
+        spans.sort()
+        if any(before[1] > after[0] for before, after in pairwise(spans)):  # a small file could fill any memory
+            raise ValueError("arrays overlap")
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: the header is not that of a safetensors file of float32 arrays: {error}") from error
     return tensors, Weights([], mapped)

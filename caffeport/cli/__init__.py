@@ -4,7 +4,9 @@ Exit status: 0, 1 when a verification ran and failed, 2 for bad input or usage.
 """
 
 import errno
+import io
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,6 +21,7 @@ COMMANDS = {  # name: (module:function, one line of help), so that --help need n
     "inspect": ("inspect:inspect", "What a Caffe file holds: layers, shapes, parameters, multiply-adds."),
     "run": ("run:run", "Run a net on arrays and write all its blobs."),
     "convert": ("convert:convert", "Convert a net into a folder that PyTorch loads."),
+    "export": ("export:export", "Write a net as an ONNX model, as PyTorch source or as a torch.export program."),
     "layers": ("layers:layers", "All supported layer types, or the documentation of one."),
 }
 
@@ -47,6 +50,9 @@ class CommandGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a name that the locale cannot write is written in escapes
+                stream.reconfigure(errors="backslashreplace")
         with _warnings_on_stderr():
             try:
                 return super().invoke(ctx)

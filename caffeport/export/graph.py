@@ -4,7 +4,7 @@ Names come last, because a tensor's best name is known only when all of the net 
 its last writer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,15 @@ class OnnxNode:
 
 
 @dataclass(eq=False)
+class OnnxBody:
+    """A graph inside of a node: what Scan does at each step."""
+
+    inputs: list[OnnxValue]
+    nodes: list[OnnxNode]
+    outputs: list[OnnxValue]
+
+
+@dataclass(eq=False)
 class OnnxWeight:
     """A learned array: `tensor` is the network's own, written under `shape`."""
 
@@ -70,6 +79,12 @@ class OnnxGraph:
     constants: list[tuple[OnnxValue, Array, str]] = field(default_factory=list)
     weights: dict[int, OnnxWeight] = field(default_factory=dict)
     step: Step = None  # type: ignore[assignment]  # the layer that writes now
+    key: str = ""  # its key and type, or what else writes now
+    type: str = ""
+
+    def begin(self, step: Step) -> None:
+        """What follows is written by this layer."""
+        self.step, self.key, self.type = step, step.key, step.layer.spec.type
 
     # ---- what layers call
 
@@ -81,23 +96,42 @@ class OnnxGraph:
         while given and given[-1] is None:
             given.pop()
         tops = [OnnxValue() for _ in range(outputs)]
-        layer = self.step.layer
-        self.nodes.append(OnnxNode(operator, given, tops, attributes, layer.key, layer.spec.type))
+        self.nodes.append(OnnxNode(operator, given, tops, attributes, self.key, self.type))
         return tops
 
     def call(self, operator: str, *inputs: OnnxValue | None, **attributes: Any) -> OnnxValue:
         """Add an operator with one output."""
         return self.node(operator, inputs, **attributes)[0]
 
+    def scan(
+        self,
+        step: Callable[[list[OnnxValue], list[OnnxValue]], tuple[list[OnnxValue], list[OnnxValue]]],
+        state: Sequence[OnnxValue],
+        sequences: Sequence[OnnxValue],
+        outputs: int,
+    ) -> tuple[list[OnnxValue], list[OnnxValue]]:
+        """Walk along axis 0 of the sequences: `step` takes the state and each one's item, and gives the next state and outputs.
+
+        Gives the last state, and the outputs of all steps, stacked.
+        """
+        outer, self.nodes = self.nodes, []
+        inside = [OnnxValue() for _ in (*state, *sequences)]
+        new, given = step(inside[: len(state)], inside[len(state) :])
+        body = OnnxBody(inside, self.nodes, [*new, *given])
+        self.nodes = outer
+        count = len(state) + outputs
+        tops = self.node("Scan", [*state, *sequences], count, body=body, num_scan_inputs=len(sequences))
+        return tops[: len(state)], tops[len(state) :]
+
     def constant(self, value: Any, dtype: Any = None) -> OnnxValue:
         """A fixed array; whole numbers become int64, all others float32, unless `dtype` says so."""
         array = np.asarray(value)
         array = array.astype(dtype or (np.int64 if array.dtype.kind in "iu" and array.size else np.float32))
         for made, other, key in self.constants:
-            if key == self.step.key and other.dtype == array.dtype and np.array_equal(other, array, equal_nan=False):
+            if key == self.key and other.dtype == array.dtype and np.array_equal(other, array, equal_nan=False):
                 return made
         made = OnnxValue(tuple(array.shape))
-        self.constants.append((made, array, self.step.key))
+        self.constants.append((made, array, self.key))
         return made
 
     def axes(self, *axes: int) -> OnnxValue:

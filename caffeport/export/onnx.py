@@ -1,7 +1,8 @@
 """A Network as an ONNX file: Caffe's own layers and names."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ from ..errors import CaffeportError, InputError, ShapeError, UnsupportedLayer
 from ..graph import Graph, Operand, Value
 from ..layers import Shape
 from ..network import Network, _needed
-from .graph import OnnxGraph, OnnxNode, OnnxValue
+from ..preprocess import Preprocessing
+from .graph import OnnxBody, OnnxGraph, OnnxNode, OnnxValue
 from .onnx_file import Initializer, appearing, write_model
+from .pictures import PictureInput
 
 if TYPE_CHECKING:
     from ..verification import Report
@@ -47,6 +50,8 @@ def export_onnx(
     batch: int | str | None = "N",
     spatial: str | tuple[int, int] | None = None,
     outputs: Sequence[str] | None = None,
+    preprocess: Preprocessing | None = None,
+    layout: str = "NHWC",
     prove: bool = True,
 ) -> OnnxExport:
     """Write the network as an ONNX model, proved equal to it before the file appears under its name.
@@ -55,12 +60,14 @@ def export_onnx(
     batch     a name: the batch size stays open under that name; a number: fixed; None: as the net declares
     spatial   "dynamic": height and width stay open; (height, width): fixed; None: as the net declares
     outputs   blobs, or "layer::top" for what one layer wrote; None: the net's outputs
+    preprocess  the model takes uint8 RGB pictures, `layout` NHWC or NCHW, and prepares them itself
+    prove     check the file and run it beside the network first
 
     Raises UnsupportedLayer, naming all layers that ONNX cannot say; InputError for arguments that do not fit, and where the
     file cannot be written.
     """
     path = Path(path)
-    model = OnnxModel(network, opset, batch, spatial, outputs)
+    model = OnnxModel(network, opset, batch, spatial, outputs, preprocess and PictureInput(preprocess, layout))
     report = None
     with appearing(path) as temporary:
         write_model(temporary, model.proto(), model.initializers())
@@ -81,6 +88,7 @@ class OnnxModel:
         batch: int | str | None = "N",
         spatial: str | tuple[int, int] | None = None,
         outputs: Sequence[str] | None = None,
+        preprocess: PictureInput | None = None,
     ) -> None:
         if opset not in OPSETS:
             raise InputError(f"opset {opset}: wanted is {OPSETS[0]} to {OPSETS[-1]}")
@@ -91,18 +99,38 @@ class OnnxModel:
         needed = _needed(graph, self.targets.values())
         self.sources = [value for value in graph.inputs if value in needed]
         self.steps = [step for step in graph.steps if any(top in needed for top in step.tops)]
-        self.part = Graph(graph.name, self.sources, graph.labels, steps=self.steps)
+        self.part = self._part()
         declared, self.shapes = self._shapes(batch, spatial)
+        self.declared = declared
         self.onnx = OnnxGraph(network, opset)
         self.values: dict[Value, OnnxValue] = {}
+        self.inputs: dict[str, Symbolic] = {}
+        self.outputs: dict[str, Symbolic] = {}
+        self.preprocess = preprocess
+        taken: set[str] = set()
         for value in self.sources:
-            self.values[value] = OnnxValue(_open(declared[value]), value.blob)
+            held = OnnxValue(_open(declared[value]), _unique(value.blob, taken))
+            if preprocess and value is self.picture:
+                self.image = OnnxValue(name=_unique("image", taken))
+                self.inputs[self.image.name] = preprocess.shape(declared[value])
+                made = preprocess.onnx(self.onnx, self.image, declared[value])
+                made.name, made.shape, held = held.name, held.shape, made
+            else:
+                self.inputs[held.name] = declared[value]
+            self.values[value] = held
         self._write_layers()
         self.opset = self._settled(opset)
         self.nodes = self.onnx.nodes
-        self.inputs = {}
-        self.outputs = {}
-        self._name(declared)
+        self._name(taken)
+
+    def _part(self) -> Graph:
+        """The graph up to the outputs asked for."""
+        whole = self.network.graph
+        written = {*self.sources, *(top for step in self.steps for top in step.tops)}
+        blobs = {name: operand for name, operand in whole.blobs.items() if set(operand.values) <= written}
+        return replace(
+            whole, inputs=self.sources, steps=self.steps, blobs=blobs | self.targets, outputs=list(self.targets)
+        )
 
     # ---- shapes
 
@@ -125,12 +153,20 @@ class OnnxModel:
                     self.notes.append(f"the batch size is fixed, as the net allows no other: {error}")
         raise AssertionError("one of the ways returns or raises")
 
+    @property
+    def picture(self) -> Value:
+        """The input that takes pictures. Raises InputError where there is none, or more than one."""
+        found = [value for value in self.sources if len(value.shape) == 4]
+        if len(found) != 1:
+            raise InputError(f"preprocessing: the net has {len(found)} inputs of 4 axes; wanted is one that takes pictures")
+        return found[0]
+
     # ---- layers
 
     def _write_layers(self) -> None:
         refused: list[str] = []
         for step in self.steps:
-            self.onnx.step = step
+            self.onnx.begin(step)
             tops = [OnnxValue() for _ in step.tops]
             try:
                 tops = step.layer.onnx(self.onnx, [self._see(operand) for operand in step.bottoms])
@@ -171,13 +207,8 @@ class OnnxModel:
 
     # ---- names
 
-    def _name(self, declared: Mapping[Value, Symbolic]) -> None:
+    def _name(self, taken: set[str]) -> None:
         """Give every node and tensor its name, and every output a tensor of its own."""
-        taken: set[str] = set()
-        for value in self.sources:
-            held = self.values[value]
-            held.name = _unique(value.blob, taken)
-            self.inputs[held.name] = declared[value]
         made = {value for node in self.nodes for value in node.outputs}
         tops = {self.values[top]: top for step in reversed(self.steps) for top in step.tops}  # the first layer that gave it
         for name, operand in self.targets.items():
@@ -201,13 +232,22 @@ class OnnxModel:
         for node in sorted(self.nodes, key=lambda node: id(node) not in written):
             whole = id(node) in written
             node.name = _unique(node.key if whole else f"{node.key}/{node.operator}", node_names)
-        for node in self.nodes:
-            for i, value in enumerate(node.outputs):
-                value.name = value.name or _unique(f"{node.name}::{i}" if i else node.name + "::out", taken)
+        self._name_inner(self.nodes, taken, node_names)
+
+    def _name_inner(self, nodes: Iterable[OnnxNode], taken: set[str], node_names: set[str]) -> None:
+        """Names of tensors between the nodes of one layer, and inside of the bodies of loops."""
+        for node in nodes:
+            node.name = node.name or _unique(f"{node.key}/{node.operator}", node_names)
+            for value in node.outputs:
+                value.name = value.name or _unique(node.name, taken)
+            for body in (value for value in node.attributes.values() if isinstance(value, OnnxBody)):
+                for value in body.inputs:
+                    value.name = _unique(f"{node.name}/input", taken)
+                self._name_inner(body.nodes, taken, node_names)
 
     def _see_output(self, operand: Operand) -> OnnxValue:
         if operand.like is not None:
-            self.onnx.step = next(step for step in self.steps if operand.value in step.tops)
+            self.onnx.begin(next(step for step in self.steps if operand.value in step.tops))
         return self._see(operand)
 
     def _later(self, value: OnnxValue, plain: Mapping[Value, str]) -> str | None:
@@ -220,7 +260,11 @@ class OnnxModel:
         """The ModelProto without its initializers."""
         from onnx import TensorProto, helper
 
-        inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.inputs.items()]
+        picture = self.image.name if self.preprocess else None
+        inputs = [
+            helper.make_tensor_value_info(name, TensorProto.UINT8 if name == picture else TensorProto.FLOAT, shape)
+            for name, shape in self.inputs.items()
+        ]
         outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.outputs.items()]
         known = {*self.inputs, *self.outputs}
         between = {}
@@ -254,17 +298,23 @@ class OnnxModel:
 
     def sample_shapes(self) -> dict[str, tuple[int, ...]]:
         """Sizes to try the model with: 1 for an open batch, and the declared ones."""
-        declared = {value.blob: value.shape for value in self.sources}
         shapes = {}
-        for name, shape in self.inputs.items():
-            open_sizes = zip(shape, declared[name], strict=True)
-            shapes[name] = tuple(
+        for value in self.sources:
+            open_sizes = zip(self.declared[value], value.shape, strict=True)
+            shapes[value.blob] = tuple(
                 n if isinstance(n, int) else 1 if axis == 0 else size or 224 for axis, (n, size) in enumerate(open_sizes)
             )
         return shapes
 
     def metadata(self) -> dict[str, str]:
-        return {"model_name": self.network.graph.name}
+        """Facts about the model, as text: where it comes from, and what its input means."""
+        facts = {"model_name": self.network.graph.name}
+        sources = getattr(self.network, "sources", None)
+        if sources:
+            facts["sources"] = json.dumps(sources)
+        if self.preprocess:
+            facts["preprocessing"] = json.dumps(self.preprocess.to_dict())
+        return facts
 
     def initializers(self) -> list[Initializer]:
         """All arrays, those of the network straight from its own memory."""
@@ -290,8 +340,18 @@ def _node_proto(node: OnnxNode) -> Any:
         [value.name for value in node.outputs],
         name=node.name,
         doc_string=node.type,
-        **node.attributes,
+        **{name: _body_proto(value) if isinstance(value, OnnxBody) else value for name, value in node.attributes.items()},
     )
+
+
+def _body_proto(body: OnnxBody) -> Any:
+    from onnx import TensorProto, helper
+
+    inputs, outputs = (
+        [helper.make_tensor_value_info(value.name, TensorProto.FLOAT, None) for value in values]
+        for values in (body.inputs, body.outputs)
+    )
+    return helper.make_graph([_node_proto(node) for node in body.nodes], "step", inputs, outputs)
 
 
 def _targets(graph: Graph, names: Iterable[str]) -> dict[str, Operand]:

@@ -68,18 +68,19 @@ class SourceExport:
     renamed: dict[str, str]
 
 
-def export_source(network: Network, path: str | Path, *, prove: bool = True) -> SourceExport:
+def export_source(network: Network, path: str | Path, *, prove: bool = True, exact: bool = False) -> SourceExport:
     """Write the network as a Python file that needs torch and safetensors only.
 
     The file's class loads the weights of a converted folder: `Net.from_pretrained("model.safetensors")`. Before it
     appears, it is run beside the network and has to give the same bits (`prove=False` leaves that out).
+    `exact` writes Caffe's float32 numbers with all their digits (9.999999747378752e-05) in any case; else only where
+    the short form (0.0001) does not give the same bits.
 
     Raises UnsupportedLayer for a layer of which no source can be written, InputError where the file cannot be.
     """
     path = Path(path)
     with appearing(path) as temporary:
-        # Caffe's numbers are float32: 0.0001 reads better than 9.999999747378752e-05, where it gives the same bits.
-        for short in (True, False):
+        for short in (False,) if exact else (True, False):
             source = NetSource(network, short=short)
             temporary.write_text(source.text(), encoding="ascii")
             if not prove or source.agrees(temporary):
@@ -112,12 +113,15 @@ class SourceWriter:
         return f"self.{self.attributes[key]}"
 
     def buffers(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[str]:
-        """Fixed arrays of one value each, which move with the net."""
+        """Fixed arrays, which move with the net."""
         names = []
         for array in arrays:
             name = self._attribute(self.step.key, *names)
-            value = self.number(float(array.flat[0]))
-            self.assignments += called(f"self.{name} = ", "nn.Buffer", [f"torch.full({tuple(array.shape)}, {value})", "persistent=False"], indent=8)
+            if array.size and (array == array.flat[0]).all():
+                made = f"torch.full({tuple(array.shape)}, {self.number(float(array.flat[0]))})"
+            else:
+                made = f"torch.tensor({self._value(array.tolist())})"
+            self.assignments += called(f"self.{name} = ", "nn.Buffer", [made, "persistent=False"], indent=8)
             self.attributes[f"{self.step.key}:{len(names)}"] = name
             names.append(name)
         return [f"self.{name}" for name in names]

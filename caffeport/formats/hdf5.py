@@ -39,6 +39,11 @@ def read_hdf5(source: Source) -> ModelFile:
 def _read_layers(file: Any, size: int) -> list[StoredLayer]:
     import h5py
 
+    learned = _member(file, "learned_net")
+    if isinstance(learned, h5py.Dataset):
+        known = learned.dtype.kind == "S" and learned.shape == () and learned.dtype.itemsize < 4096
+        where = repr(learned[()].decode(errors="replace")) if known else "the .caffemodel.h5 that was written with it"
+        raise FormatError(f"this is a solver's state (.solverstate.h5), not weights; the weights are in {where}")
     if not isinstance(_member(file, "data"), h5py.Group):
         raise FormatError("an HDF5 file without the group /data; expected Caffe's weights (Keras has others)")
     layers: list[StoredLayer] = []

@@ -19,6 +19,7 @@ from .source import Readable, Source, is_mean, open_source, refuse_known
 
 _NPY_MAGIC, _MAT_MAGIC = b"\x93NUMPY", b"MATLAB 5.0"
 _CHANNELS = (1, 3, 4)
+_OLD_DEMO = "image_mean"  # the variable of the first MATLAB demo's file, rows first; caffe.io.read_mean gives width first
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,12 @@ def _from_mat(source: Source) -> MeanImage:
     ((name, value),) = arrays.items()
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
         raise FormatError(f"{source.path}: variable {name!r} holds no numbers; expected one array of numbers")
-    return _arranged(np.squeeze(value) if value.ndim == 2 else value, source, f"MATLAB variable {name!r} {value.shape}")
+    what = f"MATLAB variable {name!r} {value.shape}"
+    rows_first = name == _OLD_DEMO or value.ndim != 3 or value.shape[0] in _CHANNELS
+    if not rows_first and value.shape[2] in _CHANNELS:
+        array = np.ascontiguousarray(_float32(value).transpose(2, 1, 0))
+        return MeanImage(array, f"{what}, read as width x height x channels, as matcaffe keeps it, blue first")
+    return _arranged(np.squeeze(value) if value.ndim == 2 else value, source, what)
 
 
 def _arranged(array: Array, source: Source, what: str) -> MeanImage:
@@ -123,9 +129,10 @@ def _arranged(array: Array, source: Source, what: str) -> MeanImage:
     if array.ndim == 3 and array.shape[0] in _CHANNELS:
         return MeanImage(array, f"{what}, channels x height x width")
     if array.ndim == 3 and array.shape[2] in _CHANNELS:
-        # matcaffe would have width first; a square picture cannot tell, so rows are taken for rows, and it is said.
         moved = np.ascontiguousarray(array.transpose(2, 0, 1))
-        return MeanImage(moved, f"{what}, read as height x width x channels; matcaffe's own are width first")
+        return MeanImage(moved, f"{what}, read as height x width x channels")
+    if array.ndim == 4 and array.shape[0] in _CHANNELS:
+        return MeanImage(array, f"{what}, channels x length x height x width, as for C3D's clips")
     raise FormatError(f"{source.path}: {what} is no mean; expected (C, H, W), (1, C, H, W), (H, W, C) or (C,)")
 
 

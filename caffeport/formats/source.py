@@ -36,13 +36,15 @@ _MAGIC = [
     (b"\xfe\xff", "UTF-16 text: save it as UTF-8"),
 ]
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
-_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|\?xml)", re.IGNORECASE)
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|!--|html|head|\?xml)", re.IGNORECASE)
+_MARKUP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<")  # a binary net whose name has 60 letters begins so too, a text never
+_JSON = re.compile(rb"(?:\xef\xbb\xbf)?\s*[{\[]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _SOLVER = re.compile(
-    rb"^\s*(?:train_net|test_net|net|base_lr|lr_policy|max_iter|solver_mode|snapshot_prefix|test_iter)\s*:",
+    rb"^(?:\xef\xbb\xbf)?\s*(?:train_net|test_net|net|base_lr|lr_policy|max_iter|solver_mode|snapshot_prefix|test_iter)\s*:",
     re.MULTILINE,
 )
-_SOLVER_NET = re.compile(rb"""^\s*(?:train_)?net\s*:\s*["']([^"'\n]*)["']""", re.MULTILINE)
+_SOLVER_NET = re.compile(rb"""^(?:\xef\xbb\xbf)?\s*(?:train_)?net\s*:\s*["']([^"'\n]*)["']""", re.MULTILINE)
 _LABEL_MAP = re.compile(rb"^\s*item\s*:?\s*\{", re.MULTILINE)
 
 
@@ -111,8 +113,15 @@ def refuse_text(source: Source) -> None:
     head = source.head
     if _SOLVER.search(head):
         named = _SOLVER_NET.search(head)
-        net = f"its net is {named[1].decode(errors='replace')!r}: give that file" if named else "give the net it trains"
+        net = "give the net it trains"
+        if named:
+            path = named[1].decode(errors="replace").replace("\\\\", "\\")
+            net = f"its net is {path!r}: give that file"
         raise FormatError(f"{source.path}: this is a solver, not a net; {net}")
+    if _MARKUP.match(head):
+        raise FormatError(f"{source.path}: this is a page of markup (HTML or XML), not a Caffe file: download the raw file")
+    if _JSON.match(head):
+        raise FormatError(f"{source.path}: this is JSON, not a Caffe file; failed downloads are often such: look into it")
     if _LABEL_MAP.search(head) and b"layer" not in head:
         raise FormatError(f"{source.path}: this is a label map, not a net")
 
@@ -172,4 +181,6 @@ def _map(path: Path) -> mmap.mmap:
         with open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise FormatError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        slashes = Path(str(path).replace("\\", "/"))
+        hint = f"; did you mean {str(slashes)!r}?" if slashes != path and slashes.is_file() else ""
+        raise FormatError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}{hint}") from error

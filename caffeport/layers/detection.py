@@ -12,6 +12,8 @@ from .data import DataLayer
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..export.graph import OnnxGraph, OnnxValue
+
 CODES = {1: "CORNER", 2: "CENTER_SIZE", 3: "CORNER_SIZE"}
 
 
@@ -82,6 +84,15 @@ class Normalize(Layer):
 
         (shape,) = (blob.shape for blob in self.blobs(bottoms))
         return Module(shape[0] if shape else None, self.param.across_spatial, self.param.eps)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), p = bottoms, self.param
+        rank = len(x.shape)
+        axes = graph.axes(*range(1, rank)) if p.across_spatial else graph.axes(1)
+        energy = graph.call("ReduceSumSquare", x, axes, keepdims=1)
+        unit = graph.call("Div", x, graph.call("Sqrt", graph.call("Add", energy, graph.constant(p.eps))))
+        (shape,) = (blob.shape for blob in self.blobs([x.shape]))
+        return [graph.call("Mul", unit, graph.weight("weight", (*shape, *(1,) * (rank - 2)) if shape else ()))]
 
 
 @register("PriorBox")
@@ -176,6 +187,15 @@ class PriorBox(Layer):
         cut = [size for size in (*self.param.min_size, *self.param.max_size) if size != int(size)]
         return [Quirk(self.key, f"sizes {cut} are cut to whole pixels", "as Caffe")] if cut else []
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        import torch
+
+        shapes = [bottom.shape for bottom in bottoms]
+        if None in shapes[0][2:] + shapes[1][2:]:
+            raise graph.refuse("its boxes depend on the size of the map: fix height and width")
+        maps = [torch.zeros(1, 1, *shape[2:]) for shape in shapes]  # type: ignore[arg-type]
+        return [graph.constant(self.module(shapes)(*maps).numpy())]
+
 
 @register("PriorBoxClustered")
 class PriorBoxClustered(PriorBox):
@@ -196,6 +216,22 @@ class PriorBoxClustered(PriorBox):
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         return []
+
+
+def decoded(graph: "OnnxGraph", prior: "OnnxValue", delta: "OnnxValue", code: str) -> "OnnxValue":
+    """In ONNX: boxes from priors (.., 4) and predicted changes; corners xmin, ymin, xmax, ymax."""
+    if code == "CORNER":
+        return graph.call("Add", prior, delta)
+    halves = graph.axes(2, 2)
+    low, high = graph.node("Split", [prior, halves], 2, axis=3)
+    size = graph.call("Sub", high, low)
+    if code == "CORNER_SIZE":
+        return graph.call("Add", prior, graph.call("Mul", delta, graph.call("Concat", size, size, axis=3)))
+    shift, growth = graph.node("Split", [delta, halves], 2, axis=3)
+    half = graph.constant(0.5)
+    centre = graph.call("Add", graph.call("Mul", graph.call("Add", low, high), half), graph.call("Mul", shift, size))
+    side = graph.call("Mul", graph.call("Mul", size, graph.call("Exp", growth)), half)
+    return graph.call("Concat", graph.call("Sub", centre, side), graph.call("Add", centre, side), axis=3)
 
 
 @register("DetectionOutput")
@@ -273,6 +309,77 @@ class DetectionOutput(Layer):
         what = "rows are sorted by image, label and falling score, not by score over labels; boxes are not clipped"
         return [Quirk(self.key, what, "as the ssd branch; OpenCV differs")]
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        p, (loc, conf, priors, *others) = self.param, bottoms
+        if p.nms_param.eta != 1:
+            raise graph.refuse("ONNX's NonMaxSuppression has no threshold that shrinks (eta)")
+        count = priors.shape[2] and priors.shape[2] // 4
+        if not count:
+            raise graph.refuse("the number of priors depends on the size of the map: fix height and width")
+        top_k = min(count, p.nms_param.top_k) if p.nms_param.HasField("top_k") and p.nms_param.top_k > -1 else count
+        # Where nothing is found in the whole batch: a row of -1 for each image.
+        images = graph.sizes(loc, 0, 1)
+        number = graph.call("Range", graph.constant(0), graph.call("Squeeze", images, graph.axes(0)), graph.constant(1))
+        number = graph.call("Unsqueeze", graph.call("Cast", number, to=1), graph.axes(1))
+        blank = graph.call("Pad", number, graph.axes(0, 0, 0, 6), graph.constant(-1.0))
+        if not top_k:
+            return [graph.call("Unsqueeze", blank, graph.axes(0, 1))]
+        labels = [label for label in range(p.num_classes) if label != p.background_label_id]
+        refined = self.refined([bottom.shape for bottom in bottoms])
+        prior, variance = graph.node("Split", [graph.reshape(priors, [2, count, 1, 4]), graph.axes(1, 1)], 2, axis=0)
+        boxes = prior
+        for step in ([others[1]] if refined and len(others) > 1 else []) + [loc]:
+            delta = graph.reshape(step, [None, count, 1 if p.share_location else p.num_classes, 4])
+            delta = delta if p.variance_encoded_in_target else graph.call("Mul", delta, variance)
+            boxes = decoded(graph, boxes, delta, CODES[p.code_type])  # (N, P, L, 4)
+        scores = graph.reshape(conf, [None, count, p.num_classes])
+        if refined:
+            present = graph.node("Split", [graph.reshape(others[0], [None, count, 2]), graph.axes(1, 1)], 2, axis=2)[1]
+            nothing = np.arange(p.num_classes) == p.background_label_id
+            absent = graph.call("Less", present, graph.constant(p.objectness_score))
+            scores = graph.call("Where", absent, graph.constant(nothing.astype(np.float32)), scores)
+        scores = graph.call("Transpose", graph.call("Gather", scores, graph.axes(*labels), axis=2), perm=(0, 2, 1))  # (N, L', P)
+        boxes = graph.call("Transpose", boxes, perm=(0, 2, 1, 3))  # (N, L, P, 4)
+        if p.share_location:
+            boxes = graph.call("Expand", boxes, graph.axes(1, len(labels), 1, 1))
+        else:
+            boxes = graph.call("Gather", boxes, graph.axes(*labels), axis=1)
+        # From here on a group is one label of one image: G = N * L', and its candidates come best first.
+        best, index = graph.node("TopK", [graph.reshape(scores, [None, count]), graph.axes(top_k)], 2, axis=1)  # (G, k)
+        places = graph.call("Unsqueeze", index, graph.axes(2))
+        chosen = graph.call("GatherND", graph.reshape(boxes, [None, count, 4]), places, batch_dims=1)  # (G, k, 4)
+        threshold = p.confidence_threshold if p.HasField("confidence_threshold") else float(np.finfo(np.float32).min)
+        solid = chosen
+        if p.code_type != 2:  # a box turned inside out has no area, where ONNX would turn it back
+            low, high = graph.node("Split", [chosen, graph.axes(2, 2)], 2, axis=2)
+            solid = graph.call("Concat", low, graph.call("Max", low, high), axis=2)
+        selected = graph.call(
+            "NonMaxSuppression", solid, graph.call("Unsqueeze", best, graph.axes(1)), graph.axes(top_k),
+            graph.constant(float(p.nms_param.nms_threshold)), graph.constant(float(threshold)),
+        )  # fmt: skip
+        pairs = graph.call("Gather", selected, graph.axes(0, 2), axis=1)  # group, rank
+        zeros = graph.call("Expand", graph.constant(0.0), graph.sizes(best))
+        kept = graph.call("ScatterND", zeros, pairs, graph.call("Expand", graph.constant(1.0), graph.sizes(pairs, 0, 1)))
+        if p.keep_top_k > -1:
+            limit = min(p.keep_top_k, len(labels) * top_k)
+            lowest = graph.constant(np.float32(-np.inf))
+            table = graph.call("Where", graph.call("Cast", kept, to=9), best, lowest)
+            table = graph.reshape(table, [None, len(labels) * top_k])
+            first, at = graph.node("TopK", [table, graph.axes(limit)], 2, axis=1)
+            ones = graph.call("Expand", graph.constant(1.0), graph.sizes(at))
+            among = graph.call("Expand", graph.constant(0.0), graph.sizes(table))
+            among = graph.call("ScatterElements", among, at, ones, axis=1)
+            kept = graph.call("Mul", kept, graph.reshape(among, [None, top_k]))
+        found = graph.call("Transpose", graph.call("NonZero", kept), perm=(1, 0))  # (K, 2), by image, label and falling score
+        group = graph.call("Gather", found, graph.axes(0), axis=1)
+        image = graph.call("Cast", graph.call("Div", group, graph.axes(len(labels))), to=1)
+        label = graph.call("Gather", graph.constant(np.array(labels, np.float32)), graph.call("Mod", group, graph.axes(len(labels))))
+        score = graph.call("Unsqueeze", graph.call("GatherND", best, found), graph.axes(1))
+        rows = graph.call("Concat", image, label, score, graph.call("GatherND", chosen, found), axis=1)
+        empty = graph.call("Equal", graph.sizes(rows, 0, 1), graph.axes(0))
+        blank = graph.call("Compress", blank, graph.call("Expand", empty, images), axis=0)
+        return [graph.call("Unsqueeze", graph.call("Concat", rows, blank, axis=0), graph.axes(0, 1))]
+
 
 @register("Reorg")
 class Reorg(Layer):
@@ -314,6 +421,17 @@ class Reorg(Layer):
         from ..modules.detection import Reorg as Module
 
         return Module(self.stride, self.reverse)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), s = bottoms, self.stride
+        n, c, h, w = x.shape
+        if self.reverse:
+            return [graph.call("DepthToSpace", x, blocksize=s, mode="DCR")]
+        if c is None or h is None or w is None:
+            raise graph.refuse("its order depends on the size of the map: fix height and width")
+        split = graph.reshape(x, [None, c // (s * s), h, s, w, s])
+        moved = graph.call("Transpose", split, perm=(0, 3, 5, 1, 2, 4))
+        return [graph.reshape(moved, [None, c * s * s, h // s, w // s])]
 
 
 @register("ReorgYolo")
@@ -371,6 +489,16 @@ class RegionYolo(Layer):
 
         return Module(self.param.num, self.param.coords, self.param.classes, *self.flattened(bottoms[0]))
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), p = bottoms, self.param
+        if None in x.shape[2:]:
+            raise graph.refuse("its size depends on that of the map: fix height and width")
+        y = graph.reshape(x, [None, p.num, p.coords + 1 + p.classes, *x.shape[2:]])
+        middle, size, objectness, classes = graph.node("Split", [y, graph.axes(2, p.coords - 2, 1, p.classes)], 4, axis=2)
+        parts = [graph.call("Sigmoid", middle), size, graph.call("Sigmoid", objectness), graph.call("Softmax", classes, axis=2)]
+        joined = graph.call("Concat", *parts, axis=2)
+        return [graph.reshape(joined, self.tops([x.shape])[0])]
+
 
 @register("Upsample", when=lambda spec, stored: len(spec.bottom) == 1)
 class NearestUpsample(Layer):
@@ -404,6 +532,12 @@ class NearestUpsample(Layer):
         from ..modules.detection import NearestUpsample as Module
 
         return nn.Upsample(scale_factor=self.scale) if len(bottoms[0]) == 4 else Module(self.scale)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), rank = bottoms, len(bottoms[0].shape)
+        scales = graph.constant([1.0] * (rank - 2) + [float(self.scale)] * 2)
+        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return [graph.call("Resize", x, None, scales, **how)]
 
 
 class _YoloOutput(Layer):

@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ShapeError
-from .base import Layer, Shape, compatible, register, text
+from .base import Array, Layer, Shape, Size, compatible, register, text
 from .convolution import Convolution
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..export.graph import OnnxGraph, OnnxValue
+    from ..export.source import SourceWriter
 
 
 @register("ReLU6")
@@ -31,6 +34,12 @@ class ReLU6(Layer):
 
         slope = self.param.negative_slope
         return LeakyReLU6(slope) if slope else nn.ReLU6()
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        slope = self.param.negative_slope
+        low = None if slope else graph.constant(0.0)
+        x = graph.call("LeakyRelu", *bottoms, alpha=slope) if slope else bottoms[0]
+        return [graph.call("Clip", x, low, graph.constant(6.0))]
 
 
 @register("DepthwiseConvolution")
@@ -103,6 +112,15 @@ class ShuffleChannel(Layer):
 
         return nn.ChannelShuffle(self.param.group)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), group = bottoms, self.param.group
+        rank, channels = len(x.shape), x.shape[1]
+        split = graph.view(x, [0, Size(group), -1 if channels is None else Size(channels // group), *range(2, rank)])
+        swapped = graph.call("Transpose", split, perm=(0, 2, 1, *range(3, rank + 1)))
+        if x.shape.count(None) > 1:
+            return [graph.call("Reshape", swapped, graph.sizes(x))]
+        return [graph.reshape(swapped, x.shape)]
+
 
 @register("Axpy")
 class Axpy(Layer):
@@ -130,6 +148,13 @@ class Axpy(Layer):
 
         return Module()
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        a, x, y = bottoms
+        after = len(x.shape) - len(a.shape)
+        if after:
+            a = graph.call("Unsqueeze", a, graph.axes(*range(len(a.shape), len(x.shape))))
+        return [graph.call("Add", graph.call("Mul", x, a), y)]
+
 
 @register("GRN")
 class GRN(Layer):
@@ -156,6 +181,11 @@ class GRN(Layer):
         from ..modules.mobile import GRN as Module
 
         return Module(self.param.bias)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,) = bottoms
+        energy = graph.call("ReduceSumSquare", x, graph.axes(1), keepdims=1)
+        return [graph.call("Div", x, graph.call("Sqrt", graph.call("Add", energy, graph.constant(self.param.bias))))]
 
 
 @register("Reverse")
@@ -186,6 +216,11 @@ class Reverse(Layer):
 
         return Module(self.param.axis)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        axis = self.axis(self.param.axis, bottoms[0].shape)
+        start, end, step = graph.axes(-1), graph.axes(-(2**63) + 1), graph.axes(-1)
+        return [graph.call("Slice", *bottoms, start, end, graph.axes(axis), step)]
+
 
 @register("ContinuationIndicator")
 class ContinuationIndicator(Layer):
@@ -213,6 +248,15 @@ class ContinuationIndicator(Layer):
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from ..modules.data import Constant
 
+        return Constant([self.markers()])
+
+    def markers(self) -> Array:
         markers = np.ones((self.param.time_step, self.param.batch_size), np.float32)
         markers[0] = 0
-        return Constant([markers])
+        return markers
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return [graph.constant(self.markers())]
+
+    def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
+        return writer.buffers([self.markers()])

@@ -9,6 +9,8 @@ from .base import Layer, Quirk, Shape, count, register, text
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..export.graph import OnnxGraph, OnnxValue
+
 
 def check_rois(layer: Layer, bottoms: list[Shape]) -> int | None:
     """The number of regions; raises ShapeError unless the map has 4 axes and the regions are R x 5."""
@@ -54,6 +56,11 @@ class ROIPooling(Layer):
         from ..modules.rcnn import ROIPool
 
         return ROIPool(self.size(), self.param.spatial_scale)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x, rois = bottoms
+        flat = rois if len(rois.shape) == 2 else graph.reshape(rois, [None, 5])
+        return [graph.call("MaxRoiPool", x, flat, pooled_shape=self.size(), spatial_scale=self.param.spatial_scale)]
 
 
 @register("PSROIPooling")

@@ -9,6 +9,8 @@ from .base import Blob, Layer, Quirk, Shape, compatible, count, register, text
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..export.graph import OnnxGraph, OnnxValue
+
 
 class _Recurrent(Layer):
     """Base of LSTM and RNN: their bottoms, tops and the arrays that both have."""
@@ -90,6 +92,57 @@ class _Recurrent(Layer):
         carried = "starts from the state in which its last run ended"
         return [Quirk(self.key, carried, "starts from zeros; the module's carry_state = True gives Caffe's way")]
 
+    def cell(
+        self, graph: "OnnxGraph", gates: "OnnxValue", state: "list[OnnxValue]", cont: "OnnxValue"
+    ) -> "list[OnnxValue]":
+        """In ONNX: the next state (N, H) from the sums of the gates."""
+        return [graph.call("Tanh", gates)]
+
+    def read_out(self, graph: "OnnxGraph", h: "OnnxValue") -> "OnnxValue":
+        """In ONNX: the top from the states h of all steps."""
+        return h
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x, cont, *others = bottoms
+        hidden = self.param.num_output
+        static = others.pop(0) if self.has_static else None
+
+        def transposed(name: str) -> "OnnxValue":
+            return graph.call("Transpose", graph.weight(name), perm=(1, 0))
+
+        flat = x if len(x.shape) == 3 else graph.view(x, [0, 1, -1])
+        given = graph.call("Add", graph.call("MatMul", flat, transposed("weight_x")), graph.weight("bias"))  # (T, N, rows)
+        if static:
+            row = graph.call("MatMul", graph.call("Flatten", static, axis=1), transposed("weight_static"))
+            given = graph.call("Add", given, row)
+        if self.exposed:
+            state = [graph.call("Squeeze", first, graph.axes(0)) for first in others]
+        else:
+            shape = graph.call("Concat", graph.sizes(x, 1, 2), graph.axes(hidden), axis=0)
+            state = [graph.call("Expand", graph.constant(0.0), shape)] * self.states
+        go_on = graph.call("Unsqueeze", cont, graph.axes(2))  # (T, N, 1)
+        weight = graph.weight("weight_h")
+
+        def step(state: "list[OnnxValue]", now: "list[OnnxValue]") -> "tuple[list[OnnxValue], list[OnnxValue]]":
+            h = graph.call("Gemm", graph.call("Mul", now[1], state[0]), weight, now[0], transB=1)
+            new = self.cell(graph, h, state, now[1])
+            return new, [graph.call("Identity", new[0])]
+
+        last, (y,) = graph.scan(step, state, [given, go_on], outputs=1)
+        y = self.read_out(graph, y)
+        return [y, *(graph.call("Unsqueeze", value, graph.axes(0)) for value in last)] if self.exposed else [y]
+
+
+def lstm_cell(
+    graph: "OnnxGraph", gates: "OnnxValue", c: "OnnxValue", cont: "OnnxValue", hidden: int
+) -> "list[OnnxValue]":
+    """In ONNX: the next c and h from the sums of the gates (.., 4 H) in the order i, f, o, g, the last c and the markers."""
+    rows, g = graph.node("Split", [gates, graph.axes(3 * hidden, hidden)], 2, axis=-1)
+    i, f, o = graph.node("Split", [graph.call("Sigmoid", rows), graph.axes(hidden, hidden, hidden)], 3, axis=-1)
+    kept = graph.call("Mul", graph.call("Mul", cont, f), c)
+    c = graph.call("Add", kept, graph.call("Mul", i, graph.call("Tanh", g)))
+    return [c, graph.call("Mul", o, graph.call("Tanh", c))]
+
 
 @register("LSTM")
 class LSTM(_Recurrent):
@@ -113,6 +166,11 @@ class LSTM(_Recurrent):
         order = "rows of the weights are i, f, o, g (torch: i, f, g, o), and there is one bias"
         return [Quirk(self.key, order, "kept so; reordered for torch.lstm"), *super().quirks(bottoms)]
 
+    def cell(
+        self, graph: "OnnxGraph", gates: "OnnxValue", state: "list[OnnxValue]", cont: "OnnxValue"
+    ) -> "list[OnnxValue]":
+        return lstm_cell(graph, gates, state[1], cont, self.param.num_output)[::-1]
+
 
 @register("RNN")
 class RNN(_Recurrent):
@@ -135,6 +193,10 @@ class RNN(_Recurrent):
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         return [Quirk(self.key, "the top is tanh(W h + b), not h itself", "own module"), *super().quirks(bottoms)]
+
+    def read_out(self, graph: "OnnxGraph", h: "OnnxValue") -> "OnnxValue":
+        weight = graph.call("Transpose", graph.weight("weight_y"), perm=(1, 0))
+        return graph.call("Tanh", graph.call("Add", graph.call("MatMul", h, weight), graph.weight("bias_y")))
 
 
 @register("LSTMUnit")
@@ -168,3 +230,10 @@ class LSTMUnit(Layer):
         from ..modules.recurrent import LSTMUnit as Module
 
         return Module()
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        c, gates, cont = bottoms
+        hidden = c.shape[2]
+        if hidden is None:
+            raise graph.refuse("the size of its state depends on an open size")
+        return lstm_cell(graph, gates, c, graph.call("Unsqueeze", cont, graph.axes(2)), hidden)

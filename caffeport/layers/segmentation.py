@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import ShapeError
 from ..formats.model_file import StoredBlob
 from ..formats.schema import Message
@@ -11,6 +13,8 @@ from .base import Array, Blob, Layer, Quirk, Shape, compatible, constant, count,
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..export.graph import OnnxGraph, OnnxValue
 
 
 @register("Interp")
@@ -77,6 +81,17 @@ class Interp(Layer):
             ]
         return []
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,), start, end = bottoms, -self.param.pad_beg, -self.param.pad_end
+        height, width = self.tops([x.shape])[0][2:]
+        if height is None or width is None:
+            raise graph.refuse("its size depends on that of the map: fix height and width")
+        if start or end:
+            ends = graph.axes(*(i - end for i in x.shape[2:]))  # type: ignore[operator]
+            x = graph.call("Slice", x, graph.axes(start, start), ends, graph.axes(2, 3))
+        how = {"mode": "linear", "coordinate_transformation_mode": "align_corners", "axes": (2, 3)}
+        return [graph.call("Resize", x, None, None, graph.axes(height, width), **how)]
+
 
 @register("CropCenter")
 class CropCenter(Layer):
@@ -104,6 +119,14 @@ class CropCenter(Layer):
         from ..modules.segmentation import CropCenter as Module
 
         return Module(tuple(self.param.crop_size))
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        cuts = list(self.param.crop_size)
+        axes = [axis for axis, cut in enumerate(cuts) if cut]
+        if not axes:
+            return [graph.call("Identity", *bottoms)]
+        start, end = (graph.axes(*(sign * cuts[axis] for axis in axes)) for sign in (1, -1))
+        return [graph.call("Slice", *bottoms, start, end, graph.axes(*axes))]
 
 
 def same_mask(layer: Layer, bottoms: list[Shape]) -> None:
@@ -161,6 +184,22 @@ class MaskUpsample(Layer):
         from ..modules.segmentation import MaskUpsample as Module
 
         return Module(*self.geometry())
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x, mask = bottoms
+        return [placed(graph, x, graph.call("Cast", mask, to=7), self.tops([x.shape, mask.shape])[0])]
+
+
+def placed(graph: "OnnxGraph", x: "OnnxValue", index: "OnnxValue", top: Shape) -> "OnnxValue":
+    """In ONNX: zeros of shape `top` (N, C, H, W) with each value of x at its index into the plane; the last one stays."""
+    height, width = top[2:]
+    if height is None or width is None:
+        raise graph.refuse("its size depends on that of the map: fix height and width")
+    flat = graph.view(x, [0, 1, -1])
+    plane = graph.call("Concat", graph.sizes(x, 0, 2), graph.axes(height * width), axis=0)
+    zeros = graph.call("Expand", graph.constant(0.0), plane)
+    filled = graph.call("ScatterElements", zeros, graph.reshape(index, [0, 0, None], copied=(0, 1)), flat, axis=2)
+    return graph.reshape(filled, [0, 0, height, width], copied=(0, 1))
 
 
 MAX, AVE, TILE = range(3)
@@ -223,6 +262,28 @@ class Unpooling(Layer):
                 "every call starts from zeros",
             )
         ]
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x, *mask = bottoms
+        top = self.tops([bottom.shape for bottom in bottoms])[0]
+        if mask:
+            return [placed(graph, x, graph.call("Cast", mask[0], to=7), top)]
+        (channels, h, w), stride, kernel = x.shape[1:], self.pair("stride", "stride", 1), self.pair("kernel_size", "kernel", 0)
+        height, width = self.pair("unpool_size", "unpool", 0)
+        if channels is None or h is None or w is None:
+            raise graph.refuse("its windows depend on the size of the map: fix height and width")
+        axes = list(zip((h, w), kernel, stride, (height, width), strict=True))
+        if self.param.unpool == MAX:
+            row, column = (np.minimum(np.arange(i) * s, size - 1) for i, _, s, size in axes)
+            index = graph.constant((row[:, None] * width + column).astype(np.int64), np.int64)
+            return [placed(graph, x, graph.call("Expand", index, graph.sizes(x)), top)]
+        if self.param.unpool == AVE:
+            cells = np.outer(*(np.clip(size - np.arange(i) * s, 1, k) for i, k, s, size in axes))
+            x = graph.call("Div", x, graph.constant(cells.astype(np.float32)))
+        ones = graph.constant(np.ones((channels, 1, *kernel), np.float32))
+        spread = graph.call("ConvTranspose", x, ones, kernel_shape=kernel, strides=stride, group=channels)
+        more = [size - ((i - 1) * s + k) for i, k, s, size in axes]  # below 0: what lies beyond the top is cut off
+        return [graph.call("Pad", spread, graph.axes(0, 0, 0, 0, 0, 0, *more), graph.constant(0.0))]
 
 
 class _BN(Layer):
@@ -296,6 +357,10 @@ class StoredBN(_BN):
         stock = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(len(bottoms[0]), nn.BatchNorm1d)
         return stock(self.channels(bottoms), self.param.eps)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        names = ("weight", "bias", "running_mean", "running_var")
+        return [graph.call("BatchNormalization", *bottoms, *map(graph.weight, names), epsilon=self.param.eps)]
+
 
 @register("BN", when=lambda spec, stored: not in_pspnet(spec, stored))
 class BatchBN(_BN):
@@ -345,3 +410,18 @@ class BatchBN(_BN):
                 "as the fork; see bn_mode: INFERENCE",
             )
         ]
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x,) = bottoms
+        rank = len(x.shape)
+        shape = (self.channels([x.shape]), *(1,) * (rank - 2))
+        weight, bias = graph.weight("weight", shape), graph.weight("bias", shape)
+        if not self.learns:
+            return [graph.call("Add", graph.call("Mul", x, weight), bias)]
+        axes = graph.axes(*(axis for axis in range(rank) if axis != 1))
+        mean = graph.call("ReduceMean", x, axes, keepdims=1)
+        square = graph.call("ReduceMean", graph.call("Mul", x, x), axes, keepdims=1)
+        variance = graph.call("Sub", square, graph.call("Mul", mean, mean))
+        deviation = graph.call("Sqrt", graph.call("Add", variance, graph.constant(1e-9)))
+        scaled = graph.call("Mul", graph.call("Sub", x, mean), graph.call("Div", weight, deviation))
+        return [graph.call("Add", scaled, bias), mean, variance][: len(self.spec.top)]

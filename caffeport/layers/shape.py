@@ -261,7 +261,9 @@ class Slice(Layer):
         if None not in sizes:
             return graph.node("Split", [x, graph.axes(*sizes)], parts, axis=axis)  # type: ignore[arg-type]
         if self.param.slice_point:
-            raise graph.refuse("the size of its last part depends on an open size")
+            edges = [0, *self.param.slice_point, 2**31]
+            pairs = [(graph.axes(a), graph.axes(b)) for a, b in pairwise(edges)]
+            return [graph.call("Slice", x, start, end, graph.axes(axis)) for start, end in pairs]
         return graph.node("Split", [x], parts, axis=axis, num_outputs=parts)
 
 
@@ -479,13 +481,12 @@ class ArgMax(Layer):
             largest = graph.call("ReduceMax", y, graph.axes(axis), keepdims=1) if p.out_max_val else None
         else:
             size = count(x.shape[1:]) if whole else x.shape[axis]
-            if size is None:
-                raise graph.refuse("it needs to know how many values it chooses from")
             # TopK takes the first of equal values, Caffe the last: reversed, they agree.
             start, end, step = graph.axes(-1), graph.axes(-(2**63) + 1), graph.axes(-1)
             backwards = graph.call("Slice", y, start, end, graph.axes(axis), step)
             largest, place = graph.node("TopK", [backwards, graph.axes(p.top_k)], 2, axis=axis)
-            index = graph.call("Sub", graph.constant(size - 1), place)
+            last = graph.call("Sub", graph.sizes(y, axis, axis + 1), graph.axes(1)) if size is None else graph.constant(size - 1)
+            index = graph.call("Sub", last, place)
         found = graph.call("Cast", index, to=1)
         if not whole:
             return [largest if p.out_max_val else found]  # type: ignore[list-item]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -94,12 +95,14 @@ class Reference:
     origin  in words, for the report
     faults  layer key -> a known fault of this source there: a difference is put down to it and does not fail
     notes   sentences for the report
+    folder  a temporary folder that holds it, removed when it is closed
     """
 
     origin: str
     source: _Source
     faults: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    folder: TemporaryDirectory[str] | None = None
 
     @classmethod
     def open(cls, reference: "Reference | str | os.PathLike[str] | Mapping[str, Any]") -> "Reference":
@@ -115,6 +118,8 @@ class Reference:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(self.source, _Npz):
             self.source.archive.close()
+        if self.folder is not None:
+            self.folder.cleanup()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

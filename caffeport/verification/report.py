@@ -142,13 +142,11 @@ class Report:
         for row in self.layers:
             if row.layer in wrong or (row.agrees(self.limits) is False and not row.fault):
                 return row.layer
-        excused = False
         for row in self.layers:
-            excused = excused or (bool(row.fault) and row.agrees(self.limits) is False)  # what comes after it differs too
-            if row.grows_well(self.limits) is False and not excused:
+            if row.grows_well(self.limits) is False:
                 return row.layer
         for output in self.outputs:
-            if output.growth and not output.growth.within(self.limits) and not excused:
+            if output.growth and not output.growth.within(self.limits):
                 return next((row.layer for row in self.layers if row.top == output.name), output.name)
         return None
 

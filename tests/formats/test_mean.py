@@ -54,13 +54,25 @@ def test_a_mean_in_every_form(data: bytes, wanted: tuple[int, ...]) -> None:
     assert looks_like_mean(data)
 
 
-@pytest.mark.parametrize("make", [npy, lambda array: mat(m=array)], ids=["npy", "mat"])
+@pytest.mark.parametrize("make", [npy, lambda array: mat(image_mean=array)], ids=["npy", "mat of the first demo"])
 def test_channels_last_are_moved_and_it_is_said(make: object) -> None:
     assert callable(make)
     picture = VALUES.reshape(2, 4, 3)
     mean = read_mean(make(picture))
     np.testing.assert_array_equal(mean.array, picture.transpose(2, 0, 1))
     assert "height x width x channels" in mean.form
+
+
+def test_matcaffe_keeps_width_first() -> None:
+    picture = VALUES.reshape(2, 4, 3)
+    mean = read_mean(mat(mean_data=picture))
+    np.testing.assert_array_equal(mean.array, picture.transpose(2, 1, 0))
+    assert mean.shape == (3, 4, 2) and "(2, 4, 3), read as width x height x channels" in str(mean)
+
+
+def test_a_clip_may_be_an_npy_too() -> None:
+    mean = read_mean(npy(np.zeros((3, 4, 5, 6))))
+    assert mean.shape == (3, 4, 5, 6) and "length" in mean.form
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""`caffeport export`: ONNX, PyTorch source, torch.export."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import InputError
+from .options import load_options
+
+
+@click.command()
+@load_options
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="What to write: .onnx, .py or .pt2.")
+@click.option("--opset", type=click.IntRange(19, 23), default=20, show_default=True, help="Version of ONNX's operators.")
+@click.option("--batch", default="N", show_default=True, help="Batch size: a number, or a name for an open one.")
+@click.option("--dynamic-spatial", is_flag=True, help="Leave height and width open.")
+@click.option("--outputs", metavar="BLOB,...", help="Blobs to give, by name or as layer::top; the net is cut after them.")
+@click.option("--all-blobs", is_flag=True, help="Give every blob.")
+@click.option("--fold", is_flag=True, help="Fold BatchNorm and Scale into the layers before them; drop Dropout and Split.")
+@click.option("--with-preprocessing", is_flag=True, help="Take uint8 RGB pictures and prepare them inside of the model.")
+@click.option("--layout", type=click.Choice(["NHWC", "NCHW"]), default="NHWC", help="Of those pictures.")
+@click.option("--mean", metavar="FILE|B,G,R", help="Mean picture, or one value a channel, in the net's channel order.")
+@click.option("--scale", type=float, default=1.0, help="Factor after the mean.")
+@click.option("--rgb", is_flag=True, help="The net takes red first; else blue, as nets trained by Caffe's tools.")
+@click.option("--prove/--no-prove", default=True, help="Whether to run what was written beside the network first.")
+def export(
+    net: str,
+    weights: str | None,
+    output: Path,
+    opset: int,
+    batch: str,
+    dynamic_spatial: bool,
+    outputs: str | None,
+    all_blobs: bool,
+    fold: bool,
+    with_preprocessing: bool,
+    layout: str,
+    mean: str | None,
+    scale: float,
+    rgb: bool,
+    prove: bool,
+    **how: Any,
+) -> None:
+    """Write NET with WEIGHTS (or a converted folder) as an ONNX model, a Python file or a torch.export program.
+
+    The end of the name says which. Nothing appears under that name before it was checked.
+    """
+    if output.suffix not in (".onnx", ".py", ".pt2"):
+        raise InputError(f"{output}: the name says what to write; it must end in .onnx, .py or .pt2")
+    if not output.parent.is_dir():
+        raise InputError(f"{output.parent}: no such folder to write {output.name} to")
+
+    from ..loading import load
+
+    network = load(net, weights, **how)
+    if fold:
+        network = network.folded()
+    sizes = int(batch) if batch.isascii() and batch.isdigit() else batch
+    if output.suffix == ".py":
+        from ..export.source import export_source
+
+        made = export_source(network, output, prove=prove)
+        click.echo(f"{click.format_filename(output)}: class {made.name}, {made.lines} lines")
+        return
+    if output.suffix == ".pt2":
+        from ..export.pt2 import export_pt2
+
+        export_pt2(network, output, batch=sizes)
+        click.echo(f"{click.format_filename(output)}: {output.stat().st_size:,} bytes")
+        return
+
+    from ..export.onnx import export_onnx
+
+    wanted = outputs.split(",") if outputs else None
+    if all_blobs:
+        wanted = [name for name in network.graph.blobs if name not in network.inputs]
+    done = export_onnx(
+        network,
+        output,
+        opset=opset,
+        batch=sizes,
+        spatial="dynamic" if dynamic_spatial else None,
+        outputs=wanted,
+        preprocess=_preprocessing(network, mean, scale, not rgb) if with_preprocessing else None,
+        layout=layout,
+        prove=prove,
+    )
+    for note in done.notes:
+        click.echo(f"note: {note}", err=True)
+    if done.report is not None:
+        click.echo(f"onnxruntime beside the network: {done.report.verdict}")
+    click.echo(f"{click.format_filename(output)}: {done.nodes} nodes, opset {done.opset}, {output.stat().st_size:,} bytes")
+
+
+def _preprocessing(network: Any, mean: str | None, scale: float, bgr: bool) -> Any:
+    """From the options, and the transform_param of the net's data layer where they say nothing."""
+    from ..formats import read_mean
+    from ..preprocess import Preprocessing
+
+    picture, values = None, 0.0 if mean is None else None
+    if mean is not None:
+        words = mean.split(",")
+        if all(re.fullmatch(r"-?\d+(\.\d*)?", word.strip()) for word in words):
+            values = tuple(map(float, words))
+        else:
+            picture = read_mean(mean).array
+    crop = None
+    if picture is not None and picture.ndim == 3:
+        own = next((shape[2:] for shape in network.inputs.values() if len(shape) == 4), None)
+        crop = None if own is None or None in own or own == picture.shape[1:] else tuple(own)
+    return Preprocessing(mean=values if picture is None else picture, scale=scale, crop=crop, bgr=bgr)

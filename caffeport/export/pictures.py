@@ -1,0 +1,89 @@
+"""Preprocessing inside of an exported model: it takes pictures, and cannot be fed wrongly."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..preprocess import Preprocessing
+from .graph import OnnxGraph, OnnxValue
+
+Array = np.ndarray[Any, Any]
+Symbolic = tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class PictureInput:
+    """A model's input for uint8 RGB pictures, `layout` "NHWC" or "NCHW", and how they become the net's input."""
+
+    prepare: Preprocessing
+    layout: str = "NHWC"
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("NHWC", "NCHW"):
+            raise InputError(f"preprocessing: layout {self.layout!r}; wanted is NHWC or NCHW")
+
+    @property
+    def mean(self) -> Array:
+        return np.asarray(self.prepare.mean, np.float32)
+
+    def shape(self, input_shape: Symbolic) -> Symbolic:
+        """Shape of the pictures for a net's input (N, C, h, w). Before a crop any size will do, unless the mean is a picture."""
+        n, channels, *own = input_shape
+        if channels not in (1, 3):
+            raise InputError(f"preprocessing: the net's input has {channels} channels; pictures have 3, or 1")
+        if self.prepare.crop and tuple(own) != tuple(self.prepare.crop):
+            raise InputError(f"preprocessing: the crop is {self.prepare.crop}, the net takes {tuple(own)}")
+        sizes: list[int | str | None] = ["height", "width"] if self.prepare.crop else own
+        if self.mean.ndim == 3:
+            sizes = list(self.mean.shape[1:])
+            if not self.prepare.crop and sizes != own:
+                raise InputError(f"preprocessing: the mean is of {tuple(sizes)} pixels, the net takes {tuple(own)}; give a crop")
+        if self.prepare.transposed:
+            sizes.reverse()
+        return (n, *sizes, channels) if self.layout == "NHWC" else (n, channels, *sizes)
+
+    def onnx(self, graph: OnnxGraph, image: OnnxValue, input_shape: Symbolic) -> OnnxValue:
+        """Write the preprocessing and give the net's input."""
+        graph.key, graph.type = "preprocessing", "preprocessing"
+        x, mean, crop = image, self.mean, self.prepare.crop
+        moved = (0, 3, 1, 2) if self.layout == "NHWC" else (0, 1, 2, 3)
+        if self.prepare.transposed:
+            moved = (*moved[:2], moved[3], moved[2])
+        if moved != (0, 1, 2, 3):
+            x = graph.call("Transpose", x, perm=moved)
+        if crop and mean.ndim == 3:
+            first = [(size - kept) // 2 for size, kept in zip(mean.shape[1:], crop, strict=True)]
+            last = [a + kept for a, kept in zip(first, crop, strict=True)]
+            x = graph.call("Slice", x, graph.axes(*first), graph.axes(*last), graph.axes(2, 3))
+            mean = mean[:, first[0] : last[0], first[1] : last[1]]
+        elif crop:
+            spare = graph.call("Sub", graph.sizes(x, 2), graph.axes(*crop))
+            start = graph.call("Div", spare, graph.axes(2))
+            x = graph.call("Slice", x, start, graph.call("Add", start, graph.axes(*crop)), graph.axes(2, 3))
+        if self.prepare.bgr and input_shape[1] == 3:
+            x = graph.call("Gather", x, graph.axes(2, 1, 0), axis=1)
+        x = graph.call("Cast", x, to=1)
+        if mean.any():
+            x = graph.call("Sub", x, graph.constant(mean.reshape(-1, 1, 1) if mean.ndim == 1 else mean))
+        scale = self.prepare.scale
+        return x if scale == 1 else graph.call("Mul", x, graph.constant(float(scale)))
+
+    def apply(self, pictures: Array) -> Array:
+        """The same outside of the model."""
+        return self.prepare(pictures if self.layout == "NHWC" else np.ascontiguousarray(pictures.transpose(0, 2, 3, 1)))
+
+    def random(self, shape: tuple[int, ...], seed: int = 0) -> Array:
+        """Pictures of noise for a net's input of this shape."""
+        larger = [n + 5 for n in self.prepare.crop or ()]
+        sizes = [larger.pop() if isinstance(n, str) else n for n in self.shape(shape)]
+        return np.random.default_rng(seed).integers(0, 256, sizes, np.uint8)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As text can hold it; a mean picture by its shape."""
+        p = self.prepare
+        mean = self.mean.tolist() if self.mean.ndim < 3 else {"shape": self.mean.shape}
+        return {
+            "input": f"uint8 RGB {self.layout}", "mean": mean, "scale": p.scale, "crop": p.crop, "bgr": p.bgr, "transposed": p.transposed
+        }  # fmt: skip

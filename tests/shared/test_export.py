@@ -1,0 +1,129 @@
+"""Exports of every shared net: onnxruntime gives Caffe's arrays, and the generated source gives the Network's bits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import caffeport
+from caffeport.export.proof import run
+from caffeport.layers import Array
+from tests.agreement import arrays, disagreement
+from tests.conftest import SHARED
+
+TRAINING = {
+    "Accuracy", "ContrastiveLoss", "EuclideanLoss", "HingeLoss", "InfogainLoss", "MultinomialLogisticLoss",
+    "SigmoidCrossEntropyLoss", "SoftmaxWithLoss",
+}  # fmt: skip
+REGIONS = {"Proposal", "PSROIPooling", "Python"}
+SHRINKING = {"detection_output/001", "detection_output/013", "detection_output/025"}  # eta below 1
+TIES = {"detection_output/003", "detection_output/009", "detection_output/012"}  # equal scores, any order is right
+CASES = [
+    pytest.param(SHARED / folder / case["case"], case, id=f"{folder}/{case['case']}")
+    for folder in ("parity", "parity_forks")
+    if (SHARED / folder / "index.json").is_file()
+    for case in json.loads((SHARED / folder / "index.json").read_text())
+]
+ZOO = sorted(path.parent.name for path in (SHARED / "zoo").glob("*/weights.caffemodel*"))
+
+
+def opened(folder: Path, name: str = "net.prototxt") -> tuple[caffeport.Network, dict[str, Array], dict[str, Array]]:
+    """The network, Caffe's arrays, and what was fed."""
+    reference = arrays(folder / "reference.npz")
+    feeds = {key.removeprefix("in::"): array for key, array in reference.items() if key.startswith("in::")}
+    weights = next((folder / f"weights.{end}" for end in ("caffemodel", "caffemodel.h5") if (folder / f"weights.{end}").exists()), None)
+    network = caffeport.load(folder / name, weights, inputs={blob: array.shape for blob, array in feeds.items()}, strict=False)
+    return network, reference, feeds
+
+
+def kept(network: caffeport.Network, reference: dict[str, Array]) -> list[str]:
+    """All values of the net that the reference holds."""
+    tops = [top.key for step in network.graph.steps for top in step.tops]
+    return [key for key in dict.fromkeys([*tops, *network.graph.blobs]) if key in reference and key not in network.inputs]
+
+
+@pytest.mark.parametrize("folder, case", CASES)
+def test_onnxruntime_gives_caffes_arrays(folder: Path, case: dict[str, object], tmp_path: Path) -> None:
+    network, reference, feeds = opened(folder)
+    types = {step.layer.spec.type for step in network.graph.steps}
+    name = f"{folder.parent.name}/{folder.name}"
+    outputs = kept(network, reference)
+    if types & (TRAINING | REGIONS) or name in SHRINKING:
+        with pytest.raises(caffeport.CaffeportError, match="ONNX cannot hold this net whole|none was named"):
+            caffeport.export_onnx(network, tmp_path / "net.onnx", outputs=outputs or None)
+        return
+    done = caffeport.export_onnx(network, tmp_path / "net.onnx", outputs=outputs or None, prove=False)
+    got = run(done.path, {blob: feeds[blob] for blob in done.inputs})
+    if name not in TIES:
+        for key in outputs:
+            assert disagreement(got[key], reference[key]) is None, key
+    fixed = [note for note in done.notes if "batch size is fixed" in note]
+    if case.get("batch_independent") and name not in TIES:
+        assert all("was built as" in note for note in fixed)  # Caffe's own weights go along the batch there
+        if fixed:
+            return
+        double = {blob: np.concatenate([feeds[blob], feeds[blob][:1]]) for blob in done.inputs}
+        with torch.no_grad():
+            want = network.blobs(double)
+        for key, array in run(done.path, double).items():
+            assert disagreement(array, want[key].numpy()) is None, key
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo_in_onnxruntime(name: str, tmp_path: Path) -> None:
+    network, reference, feeds = opened(SHARED / "zoo" / name, "deploy.prototxt")
+    outputs = kept(network, reference)
+    trained = {top.key for step in network.graph.steps if step.layer.spec.type in TRAINING for top in step.tops}
+    outputs = [key for key in outputs if key not in trained | {key.rpartition("::")[2] for key in trained}]
+    done = caffeport.export_onnx(network, tmp_path / "net.onnx", outputs=outputs)
+    got = run(done.path, {blob: feeds[blob] for blob in done.inputs})
+    for key in outputs:
+        if "sigmoid" in key and name == "tusimple_lane":  # onnxruntime's Sigmoid has an absolute precision only
+            assert np.abs(got[key] - reference[key]).max() <= 2**-22, key
+        else:
+            assert disagreement(got[key], reference[key]) is None, key
+
+
+RUNNER = """
+import importlib.util, sys, torch
+sys.modules["caffeport"] = None  # whoever imports it fails
+torch.set_num_threads(1)
+for path in sys.argv[1:]:
+    spec = importlib.util.spec_from_file_location("net", path + ".py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    case = torch.load(path + ".pt")
+    net = getattr(module, case["class"])()
+    net.load_state_dict(case["state"])
+    net.eval()
+    with torch.no_grad():
+        got = net(*case["inputs"])
+    got = got if isinstance(got, dict) else {"": got}
+    for name, want in case["outputs"].items():
+        same = got[name].shape == want.shape and torch.equal(got[name].nan_to_num(), want.nan_to_num())
+        assert same, f"{path}: {name}"
+"""
+
+
+@pytest.mark.parametrize("folder", ["parity", "parity_forks", "zoo"])
+def test_the_source_gives_the_networks_bits_without_caffeport(folder: str, tmp_path: Path) -> None:
+    paths = []
+    for i, place in enumerate(sorted(path.parent for path in (SHARED / folder).rglob("reference.npz"))):
+        network, _, feeds = opened(place, "deploy.prototxt" if folder == "zoo" else "net.prototxt")
+        done = caffeport.export_source(network, tmp_path / f"net{i}.py", prove=False, exact=True)
+        inputs = [torch.from_numpy(feeds[value.blob]) for value in network.graph.needed]
+        with torch.no_grad():
+            outputs = network(*inputs) if len(inputs) == len(network.inputs) else network({v.blob: x for v, x in zip(network.graph.needed, inputs, strict=True)})
+        state = {}
+        for key, tensor in network.state_dict().items():
+            module, _, rest = key.partition(".")
+            state[f"{done.renamed.get(module, module)}.{rest}"] = tensor
+        case = {"class": done.name, "inputs": inputs, "state": state}
+        torch.save(case | {"outputs": outputs if isinstance(outputs, dict) else {"": outputs}}, tmp_path / f"net{i}.pt")
+        paths.append(str(tmp_path / f"net{i}"))
+    finished = subprocess.run([sys.executable, "-c", RUNNER, *paths], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-2000:]
