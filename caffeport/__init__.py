@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .export.source import export_source
     from .loading import load
     from .network import Network
+    from .verification import verify
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "export_pt2",
     "export_source",
     "load",
+    "verify",
 ]
 
 _LAZY = {  # what needs torch is imported on first use
@@ -50,6 +52,7 @@ _LAZY = {  # what needs torch is imported on first use
     "export_pt2": "export.pt2",
     "export_source": "export.source",
     "load": "loading",
+    "verify": "verification",
 }
 
 

@@ -22,10 +22,11 @@ from .layers.pooling import Pooling
 from .layers.shape import Crop
 
 # Layers that leave each value at its place in the plane.
-_STAY = frozenset(
-    "AbsVal BatchNorm Bias BN BNLL Clip Concat Dropout Eltwise ELU Exp Log LRN MVN Normalize Power PReLU ReLU ReLU6 "
-    "Scale Sigmoid Slice Softmax Split Swish TanH Threshold".split()
-)
+_STAY = {
+    *("AbsVal", "BN", "BNLL", "BatchNorm", "Bias", "Clip", "Concat", "Dropout", "ELU", "Eltwise", "Exp", "LRN", "Log"),
+    *("MVN", "Normalize", "PReLU", "Power", "ReLU", "ReLU6", "Scale", "Sigmoid", "Slice", "Softmax", "Split", "Swish"),
+    *("TanH", "Threshold"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,17 @@ class BareCrop:
         return f"{name} {offset[0] if len(set(offset)) == 1 else ' x '.join(map(str, offset))}"
 
 
-def bare_crops(graph: Graph) -> list[BareCrop]:
-    """The Crop layers without crop_param, in file order, but for those whose offset is 0 by the old rule too."""
+def bare_crops(graph: Graph, most: int | None = None) -> list[BareCrop]:
+    """The first `most` Crop layers without crop_param, but for those whose offset is 0 by the old rule too."""
     writers = {top: step for step in graph.steps for top in step.tops}
     derived: dict[str, tuple[int, ...]] = {}
     found = []
-    for step in graph.steps:
-        if isinstance(step.layer, Crop) and not step.layer.spec.HasField("crop_param"):
-            crop = _derive(step, writers, derived)
-            derived[step.key] = crop.offset or ()
-            if crop.offset is None or any(crop.offset):
-                found.append(crop)
+    bare = [s for s in graph.steps if isinstance(s.layer, Crop) and not s.layer.spec.HasField("crop_param")]
+    for step in bare[:most]:
+        crop = _derive(step, writers, derived)
+        derived[step.key] = crop.offset or ()
+        if crop.offset is None or any(crop.offset):
+            found.append(crop)
     return found
 
 
@@ -80,7 +81,7 @@ def warning(crops: Iterable[BareCrop]) -> str:
     return (
         "Crop layers without crop_param: Caffe 1.0, and so this net, takes offset 0, which may shift the maps. The old "
         "forks that such files were made for derived the offset (pixels) from the layers between the bottoms: "
-        f"{', '.join(map(str, crops))}. crop=\"aligned\" (--crop aligned) takes the derived offsets"
+        f'{", ".join(map(str, crops))}. crop="aligned" (--crop aligned) takes the derived offsets'
     )
 
 

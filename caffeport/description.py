@@ -16,6 +16,8 @@ from .graph import Graph, build
 from .layers import text
 from .surgery import Surgery, found, hints, renamed, wanted
 
+CROPS_SHOWN = 50  # Crop layers in a warning; each means a walk through the net
+
 
 @dataclass
 class Description:
@@ -92,7 +94,7 @@ def describe(
     if pairs and stored:
         stored = renamed(stored, pairs, names, path)
     graph = build(v2, stored.by_name() if stored else {}, inputs)
-    crops = bare_crops(graph)
+    crops = bare_crops(graph, None if crop == "aligned" else CROPS_SHOWN)
     if crops and crop == "aligned":
         set_offsets(crops)  # into v2
         graph = build(v2, stored.by_name() if stored else {}, inputs)
@@ -101,7 +103,8 @@ def describe(
     if stored and "text" not in files[-1].form:
         stored, notes = found(stored, pairs, graph, path)
         warnings += notes + hints(stored, graph)
-    warnings += _layer_warnings(graph)
+    if phase == "TEST":
+        warnings += _layer_warnings(graph)
     by_name = stored.by_name() if stored else {}
     built = {step.layer.spec.name for step in graph.steps}
     unused = [layer for name, layer in by_name.items() if name not in built]

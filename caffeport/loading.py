@@ -51,10 +51,10 @@ def load(
     inputs           shapes of inputs by blob name, for what the file does not say; None in a shape leaves that
                      dimension open
     reshape          layers that take arrays of another shape, but as many values, in their order ("net surgery"):
-                     ["fc6"] where the file has that name too, {"fc6": "fc6-conv"} (of the file: of the net) to rename
-                     as well
-    crop             what a Crop layer without crop_param does: "caffe": offset 0, as in Caffe 1.0; "aligned": the offset
-                     that the old forks derived, which FCN and HED files of 2015 were made for
+                     ["fc6"] where the file has that name too, {"fc6": "fc6-conv"} (name in the file: name in the net)
+                     to rename as well
+    crop             what a Crop layer without crop_param does: "caffe": offset 0, as in Caffe 1.0; "aligned": the
+                     offset that the old forks derived, which FCN and HED files of 2015 were made for
     strict           a layer that the weights file lacks is an error; False leaves it Caffe's filler, with a warning
     deploy           cut from a training net what only training needs; SoftmaxWithLoss leaves a Softmax (always done for a
                      weights file alone)
@@ -153,10 +153,10 @@ def stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int
                 ", ".join(repr(entry.name) for entry in weights.layers if entry.blobs and entry.name not in steps)
                 or "none"
             )
-            near = "".join(f"; {hint}" for hint in hints(weights, description.graph)[:8])
+            near = "".join(f"\n  {hint}" for hint in hints(weights, description.graph))
             raise WeightsError(
-                f"{text}; it has arrays of layers that the net lacks: {held}{near}; "
-                "strict=False leaves the missing ones their fillers"
+                f"{text}; it has arrays of layers that the net lacks: {held}; strict=False (--no-strict) leaves the "
+                f"missing ones their fillers{near}"
             )
         LOG.warning("%s; they keep their fillers", text)
     return arrays

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -273,7 +274,8 @@ def _apply(
     if axis is not None:
         args = [x.flatten(axis) if axis < 0 or x.dim() > axis + 1 else x for x in args]
     if shared:
-        tensors = {own: modules[owner].get_parameter(view.parameter).reshape(view.shape) for own, owner, view in shared}
+        # attrgetter, since under functional_call the owner's parameter is a plain tensor
+        tensors = {own: attrgetter(view.parameter)(modules[owner]).reshape(view.shape) for own, owner, view in shared}
         module = partial(functional_call, module, tensors)
         result = tuple(module((x,)) for x in args) if step.layer.per_bottom else module(tuple(args))
     else:

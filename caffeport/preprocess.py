@@ -40,7 +40,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, param: Message, mean: MeanImage | None = None, **how: Any) -> "Preprocessing":
-        """As a data layer's TransformationParameter says; `mean` is the picture in its mean_file, `how` what else is set.
+        """As a data layer's TransformationParameter says; `mean` is what its mean_file holds, `how` what else is set.
 
         Raises InputError where the layer names a mean_file that is not given, or has both kinds of mean.
         """

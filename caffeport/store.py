@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from .loading import Copier, assemble, network_of
 from .network import Network, module_names
 from .surgery import Surgery
 
+if TYPE_CHECKING:
+    from .verification import Report
+
 FORMAT = 1
 NET, WEIGHTS, FACTS, MEAN, README = "deploy.prototxt", "model.safetensors", "caffeport.json", "mean.npy", "README.md"
 JSON_LIMIT = 64 << 20  # bytes of JSON that a reader takes in
@@ -46,16 +49,21 @@ JSON_LIMIT = 64 << 20  # bytes of JSON that a reader takes in
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` did: the folder, its network, seconds by stage, bytes by file, and warnings."""
+    """What `convert` did: the folder, its network, seconds by stage, bytes by file, and warnings.
+
+    `report` is of the comparison with a reference; where that failed, nothing was written and there are no sizes.
+    """
 
     folder: Path
     network: Network
     seconds: dict[str, float]
     sizes: dict[str, int]
     warnings: list[str] = field(default_factory=list)
+    report: "Report | None" = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"folder": str(self.folder), "seconds": self.seconds, "bytes": self.sizes, "warnings": self.warnings}
+        verdict = {"verdict": self.report.verdict} if self.report else {}
+        return {"folder": str(self.folder), "seconds": self.seconds, "bytes": self.sizes, "warnings": self.warnings, **verdict}
 
 
 def convert(
@@ -74,11 +82,13 @@ def convert(
     strict: bool = True,
     salvage: bool = False,
     allow_nonfinite: bool = False,
+    reference: Any = None,
 ) -> Converted:
     """Convert a net and its weights into a folder for `caffeport.load`. What only training needs is cut.
 
     mean    a mean image (.binaryproto, .npy, .mat), kept for preprocessing
     force   replace a folder that caffeport wrote before
+    reference  what `caffeport.verify` takes: the net is compared first, and written, with the report, only if it passes
     Other arguments as `caffeport.load`. The folder appears whole, under its name, or not at all.
     """
     target = Path(folder)
@@ -99,16 +109,25 @@ def convert(
     clock["read"] = time.perf_counter()
     network = assemble(description, strict=strict, allow_nonfinite=allow_nonfinite)
     clock["build"] = time.perf_counter()
-    mean_image = read_mean(mean) if mean is not None else None
-    sizes = write_folder(target, network, description, mean_image, force=force)
-    clock["write"] = time.perf_counter()
+    report = None
+    if reference is not None:
+        from .verification import verify
+
+        report = verify(network, reference)
+        clock["verify"] = time.perf_counter()
+    sizes: dict[str, int] = {}
+    if report is None or report.passed:
+        mean_image = read_mean(mean) if mean is not None else None
+        sizes = write_folder(target, network, description, mean_image, force=force, report=report)
+        clock["write"] = time.perf_counter()
     names = list(clock)
     seconds = {b: clock[b] - clock[a] for a, b in pairwise(names)}
-    return Converted(target, network, seconds, sizes, description.warnings)
+    return Converted(target, network, seconds, sizes, description.warnings, report)
 
 
 def write_folder(
-    target: Path, network: Network, description: Description, mean: MeanImage | None, *, force: bool
+    target: Path, network: Network, description: Description, mean: MeanImage | None, *, force: bool,
+    report: "Report | None" = None,
 ) -> dict[str, int]:
     """Write the folder beside its place and rename it. Returns the size of each file in bytes."""
     _check_target(target, force)
@@ -123,6 +142,9 @@ def write_folder(
             np.save(partial / MEAN, mean.array, allow_pickle=False)
         facts = _facts(network, description, mean)
         (partial / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if report is not None:
+            (partial / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
+            (partial / "report.html").write_text(report.to_html(), encoding="utf-8")
         (partial / README).write_text(_readme(target.name, network, facts), encoding="utf-8")
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         _flush(partial)

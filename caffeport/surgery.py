@@ -14,6 +14,7 @@ from .graph import Graph, Step
 from .layers import text
 
 Surgery = Mapping[str, str] | Iterable[str]
+MOST_HINTS, MOST_NAMES = 8, 100  # shown, and compared for each
 
 
 def wanted(reshape: Surgery, layers: Collection[str]) -> dict[str, str]:
@@ -51,10 +52,8 @@ def renamed(weights: Weights, pairs: Mapping[str, str], layers: Collection[str],
     return Weights([entry for entry in weights.layers if entry.name not in gone] + moved, weights.buffer)
 
 
-def found(
-    weights: Weights, pairs: Mapping[str, str], graph: Graph, path: str
-) -> tuple[Weights, list[str]]:
-    """The weights, with the only arrays that can be meant where `pairs` names a layer that the file lacks; and notes."""
+def found(weights: Weights, pairs: Mapping[str, str], graph: Graph, path: str) -> tuple[Weights, list[str]]:
+    """The weights, with the only arrays that can be meant where `pairs` has a layer that the file lacks; and notes."""
     held, notes = weights.by_name(), []
     for step in graph.steps:
         if step.key not in pairs or step.key in held:
@@ -73,12 +72,15 @@ def found(
 
 
 def hints(weights: Weights, graph: Graph) -> list[str]:
-    """For each layer without arrays, the unused ones of the file that could be its own."""
+    """For the first layers without arrays, the unused ones of the file that could be their own."""
     held, notes = weights.by_name(), []
+    unused: dict[tuple[int, ...], list[StoredLayer]] = {}
+    for entry in _unused(weights, graph):
+        unused.setdefault(_counts(entry), []).append(entry)
     for step in graph.steps:
-        if not step.blobs or step.layer.spec.name in held:
+        if not step.blobs or step.layer.spec.name in held or len(notes) == MOST_HINTS:
             continue
-        like = {entry.name: entry for entry in _unused(weights, graph) if _counts(entry) == _wanted_counts(step)}
+        like = {entry.name: entry for entry in unused.get(_wanted_counts(step), [])[:MOST_NAMES]}
         same = [name for name, entry in like.items() if _fits(entry, step)]
         near = get_close_matches(step.key, same or like, n=1, cutoff=0.0)
         if near:
@@ -103,12 +105,12 @@ def _unused(weights: Weights, graph: Graph) -> list[StoredLayer]:
     return [entry for name, entry in weights.by_name().items() if name not in names]
 
 
-def _counts(entry: StoredLayer) -> list[int]:
-    return [prod(blob.shape) for blob in entry.blobs]
+def _counts(entry: StoredLayer) -> tuple[int, ...]:
+    return tuple(prod(blob.shape) for blob in entry.blobs)
 
 
-def _wanted_counts(step: Step) -> list[int]:
-    return [prod(blob.shape) for blob in step.blobs]
+def _wanted_counts(step: Step) -> tuple[int, ...]:
+    return tuple(prod(blob.shape) for blob in step.blobs)
 
 
 def _fits(entry: StoredLayer, step: Step) -> bool:

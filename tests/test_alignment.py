@@ -85,7 +85,8 @@ def test_derived_offsets(net: str, offsets: dict[str, tuple[int, ...]]) -> None:
 
 UNKNOWN = [
     pytest.param(
-        DATA + 'layer { name: "other" type: "Input" top: "other" input_param { shape { dim: 1 dim: 3 dim: 4 dim: 4 } } }'
+        DATA
+        + 'layer { name: "other" type: "Input" top: "other" input_param { shape { dim: 1 dim: 3 dim: 4 dim: 4 } } }'
         + crop("data", "other", "x"),
         "no origin",
         id="two inputs",
@@ -105,7 +106,9 @@ def test_what_cannot_be_derived_is_said(net: str, why: str) -> None:
         describe(net.encode(), crop="aligned")
 
 
-HED = STEM + crop("a", "data", "x") + pool("a", "p") + up("u", "p", "u", kernel_size=4, stride=2) + crop("u", "data", "y")
+HED = (
+    STEM + crop("a", "data", "x") + pool("a", "p") + up("u", "p", "u", kernel_size=4, stride=2) + crop("u", "data", "y")
+)
 
 
 def test_caffe_numbers_with_a_warning_by_default_and_aligned_ones_on_request(caplog: pytest.LogCaptureFixture) -> None:

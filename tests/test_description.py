@@ -54,7 +54,7 @@ def test_a_blob_that_the_rules_took_away_may_be_fed() -> None:
 
 def test_rules_that_leave_nothing() -> None:
     net = (DATA.replace("RULE", "") + FC.replace("}\n", ' include { stage: "a" stage: "b" } }\n', 1)).encode()
-    with pytest.raises(InputError, match="leave no layer that computes anything; .*stages: a, b"):
+    with pytest.raises(InputError, match=r"leave no layer that computes anything; .*stages: a, b"):
         caffeport.load(net, stages=["a"])
 
 
@@ -111,11 +111,13 @@ def test_a_label_that_is_there_keeps_its_branch() -> None:
     [
         pytest.param(layer("relu", "ReLU", "fcc"), id="a layer that computes"),
         pytest.param(layer("sum", "Eltwise", "fc", "fcc"), id="beside a right bottom"),
-        pytest.param(layer("gain", "Scale", "fcc") + layer("l", "EuclideanLoss", "fc", "gain"), id="weights and a loss"),
+        pytest.param(
+            layer("gain", "Scale", "fcc") + layer("l", "EuclideanLoss", "fc", "gain"), id="weights and a loss"
+        ),
     ],
 )
 def test_a_misspelt_blob_of_a_real_layer_is_an_error(wrong: str) -> None:
-    with pytest.raises(ShapeError, match="'fcc', which no layer writes"):
+    with pytest.raises(ShapeError, match=r"'fcc', which no layer writes"):
         caffeport.load((PLAIN + wrong).encode())
 
 
@@ -164,9 +166,10 @@ def statistics(mean: float, variance: float, factor: float) -> bytes:
 @pytest.mark.parametrize(
     ("stored", "words"),
     [
-        pytest.param(statistics(0, 0, 0), "factor is 0: mean and variance count as 0, .* multiplies by 316", id="all"),
+        pytest.param(statistics(0, 0, 0), "factor is 0, so that the layer multiplies by 316", id="all"),
         pytest.param(statistics(1, 2, 0), "factor is 0", id="the factor only"),
         pytest.param(statistics(0, 0, 1), "statistics are all zero", id="a factor, but nothing to divide"),
+        pytest.param(statistics(2, 0, 1), "variance is all zero", id="the variance only"),
     ],
 )
 def test_batch_norm_without_statistics(stored: bytes, words: str) -> None:
@@ -188,6 +191,7 @@ def test_batch_statistics_in_a_deploy_net() -> None:
     (warning,) = describe(net.encode()).warnings
     assert "'bn' (BatchNorm): use_global_stats: false" in warning and "batch" in warning
     assert describe(net.replace("false", "true").encode()).warnings == []
+    assert describe(net.encode(), phase="TRAIN").warnings == []  # there it is right
 
 
 def test_fillers_for_what_code_sets_later(caplog) -> None:

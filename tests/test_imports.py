@@ -18,11 +18,17 @@ MAY_IMPORT = {  # part of the package -> parts that it may import, beside itself
     "modules": set(),
     "layers": {"errors", "formats", "modules"},
     "graph": {"errors", "formats", "layers"},
-    "description": {"errors", "formats", "layers", "graph"},
+    "alignment": {"errors", "layers", "graph"},
+    "surgery": {"errors", "formats", "layers", "graph"},
+    "description": {"errors", "formats", "layers", "graph", "alignment", "surgery"},
+    "preprocess": {"errors", "formats"},
     "fillers": {"errors", "formats", "layers"},
     "network": {"errors", "formats", "layers", "graph", "description"},
 }
-WITHOUT_TORCH = ("__init__", "__main__", "cli", "description", "errors", "fillers", "formats", "graph", "layers")
+WITHOUT_TORCH = (
+    *("__init__", "__main__", "alignment", "cli", "description", "errors", "fillers", "formats", "graph", "layers"),
+    *("preprocess", "surgery"),
+)
 
 
 def part(path: Path) -> str:

@@ -48,7 +48,7 @@ def test_a_blob_with_layers_in_place_starts_after_them_and_its_writer_before_the
 
 
 def test_an_unknown_blob_names_the_inputs(network, data) -> None:
-    with pytest.raises(InputError, match="takes 'data', 'label'.* not an input: 'pool9'"):
+    with pytest.raises(InputError, match=r"takes 'data', 'label'.* not an input: 'pool9'"):
         network.blobs({"pool9": data})
 
 
@@ -57,14 +57,14 @@ def test_without_labels_what_judges_is_left_out(network, data) -> None:
     assert "prob" in values and not {"label", "loss", "accuracy"} & values.keys()
     every = network.blobs({"data": data, "label": torch.tensor([1.0, 2.0])})
     assert {"loss", "accuracy"} <= every.keys() and torch.equal(every["prob"], values["prob"])
-    with pytest.raises(InputError, match="not given: 'data'"):
+    with pytest.raises(InputError, match=r"not given: 'data'"):
         network.blobs({"label": torch.tensor([1.0, 2.0])})
-    with pytest.raises(InputError, match="not given: 'label'"):
+    with pytest.raises(InputError, match=r"not given: 'label'"):
         network({"data": data})  # its outputs are the loss and the accuracy
 
 
 def test_a_net_cut_after_a_loss_needs_its_label(network, data) -> None:
-    with pytest.raises(InputError, match="not given: 'label'"):
+    with pytest.raises(InputError, match=r"not given: 'label'"):
         network.truncate("loss").blobs({"data": data})
 
 

@@ -81,9 +81,9 @@ def test_the_error_says_that_the_counts_agree_and_what_to_pass(weights) -> None:
 
 def test_another_count_is_refused_with_and_without_reshape(weights) -> None:
     net = (INPUT + conv("fc6", outputs=6)).encode()
-    with pytest.raises(WeightsError, match="5 x 24 .* wants 6 x 2 x 3 x 4$"):
+    with pytest.raises(WeightsError, match=r"5 x 24 .* wants 6 x 2 x 3 x 4$"):
         caffeport.load(net, weights(fc6=FC))
-    with pytest.raises(WeightsError, match="5 x 24 .* wants 6 x 2 x 3 x 4$"):
+    with pytest.raises(WeightsError, match=r"5 x 24 .* wants 6 x 2 x 3 x 4$"):
         caffeport.load(net, weights(fc6=FC), reshape=["fc6"])
 
 
@@ -126,5 +126,5 @@ def test_what_reshape_cannot_do(reshape: object, error: type[Exception], message
 
 
 def test_reshape_needs_weights() -> None:
-    with pytest.raises(InputError, match="holds no arrays; give the weights too"):
+    with pytest.raises(InputError, match=r"holds no arrays; give the weights too"):
         caffeport.load((INPUT + conv("fc6-conv")).encode(), reshape=["fc6-conv"])

@@ -22,6 +22,8 @@ COMMANDS = {  # name: (module:function, one line of help), so that --help need n
     "run": ("run:run", "Run a net on arrays and write all its blobs."),
     "convert": ("convert:convert", "Convert a net into a folder that PyTorch loads."),
     "export": ("export:export", "Write a net as an ONNX model, as PyTorch source or as a torch.export program."),
+    "verify": ("verify:verify", "Compare a net with what Caffe computed, layer by layer."),
+    "dump-script": ("verify:dump_script", "Print a script that records a reference inside any pycaffe."),
     "layers": ("layers:layers", "All supported layer types, or the documentation of one."),
 }
 

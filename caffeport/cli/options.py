@@ -52,14 +52,14 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--reshape",
                 multiple=True,
                 metavar="[FROM=]LAYER",
-                help="Give LAYER of the net the values of FROM in the file in their order, whatever the shape. Repeatable.",
+                help="Give LAYER the values of the file's layer FROM in their order, whatever the shape. Repeatable.",
             ),
             click.option(
                 "--crop",
                 type=click.Choice(["caffe", "aligned"]),
                 default="caffe",
                 show_default=True,
-                help="Crop layers without crop_param: offset 0 as in Caffe 1.0, or as the old FCN and HED forks derived it.",
+                help="Crop layers without crop_param: offset 0, as in Caffe 1.0, or as old FCN forks derived it.",
             ),
             click.option("--salvage", is_flag=True, help="Take the whole layers of a file that ends early."),
         )

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import keyword
 import math
+import os
 import pkgutil
 import re
 import sys
@@ -56,6 +57,10 @@ _RENAMED_ARGUMENTS = {  # parameters of modules that are kept as an attribute of
     "static": lambda m: None if m.weight_static is None else m.weight_static.shape[1],
     "ScaleBy.bias": lambda m: None if m.bias is None else tuple(m.bias.shape),
 }
+
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+REPEATED = 3  # units of one form that are worth a method
 
 
 @dataclass
@@ -158,11 +163,13 @@ class SourceWriter:
         for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name in ("device", "dtype"):
                 continue
+            if parameter.name == "bias" and isinstance(module, NORMS):
+                continue  # it goes with affine
             value = _argument(module, parameter.name)
-            if parameter.default is not parameter.empty and value == parameter.default:
+            text = self._value(value)
+            if parameter.default is not parameter.empty and text == self._value(parameter.default):
                 by_name = True
                 continue
-            text = self._value(value)
             by_name = by_name or len(arguments) >= 2 or not isinstance(value, int) or isinstance(value, bool)
             arguments.append(f"{parameter.name}={text}" if by_name else text)
         return (f"nn.{cls.__name__}" if stock else self.helper(cls)), arguments
@@ -173,7 +180,7 @@ class SourceWriter:
         if isinstance(value, list | tuple):
             items = ", ".join(self._value(item) for item in value)
             return f"[{items}]" if isinstance(value, list) else f"({items},)" if len(value) == 1 else f"({items})"
-        return ascii(value) if isinstance(value, str) else self.number(value)
+        return quoted(value) if isinstance(value, str) else self.number(value)
 
 
 def _argument(module: nn.Module, name: str) -> Any:
@@ -188,6 +195,39 @@ def _argument(module: nn.Module, name: str) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class Unit:
+    """A convolution, a BatchNorm and a Scale whose attributes are one name in three settings, such as conv_*, bn_*, scale_*.
+
+    attributes  the three, as an f-string's text: "conv_{name}"
+    made        how the three are made, with `channels` for the number of output channels
+    """
+
+    attributes: tuple[str, str, str]
+    convolution: str
+    made: tuple[str, str]
+
+    def methods(self, name: str) -> list[str]:
+        """Two methods: one that adds the three modules, one that applies them."""
+        conv, norm, scale = self.attributes
+        made = zip(self.attributes, ("conv", *self.made), strict=True)
+        added = [f"    {line}" for form, text in made for line in laid_out(f'self.add_module(f"{form}", {text})', 8)]
+        return [
+            f"def add_{name}(self, name: str, conv: {self.convolution}) -> None:",
+            '    """A convolution, and the normalisation and scale that follow it."""',
+            "    channels = conv.out_channels",
+            *added,
+            "",
+            f"def {name}(self, x: Tensor, name: str) -> Tensor:",
+            '    """That convolution of x, normalised and scaled."""',
+            f'    x = self.get_submodule(f"{conv}")(x)',
+            f'    norm = getattr(self, f"{norm}")',
+            f'    scale = getattr(self, f"{scale}")',
+            f"    return {normalization.affine_batch_norm.__name__}(x, norm, scale)",
+            "",
+        ]
+
+
 class NetSource:
     """The file's text for a network."""
 
@@ -198,6 +238,8 @@ class NetSource:
         self.name = class_name(network.graph.name)
         self.inputs = self.graph.needed
         self.body: list[str] = []
+        self.units: dict[str, tuple[Unit, str]] = {}  # key of a convolution -> its form and name
+        self.methods: dict[Unit, str] = {}
         self.expressions: dict[Value, str] = {}
         self.holds: dict[str, Value] = {}  # local name -> value
         self._write_forward()
@@ -210,25 +252,30 @@ class NetSource:
     def _write_forward(self) -> None:
         graph = self.graph
         self.left: dict[Value, int] = {}  # how often each value is still read
-        for step in graph.steps:
+        steps = [step for step in graph.steps if step.tops]  # Silence and its like do nothing
+        for step in steps:
             for value in step.reads:
                 self.left[value] = self.left.get(value, 0) + 1
         kept = [value for name in graph.outputs for value in graph.blobs[name].values]
         for value in kept:
             self.left[value] = self.left.get(value, 0) + 1
+        self._find_units()
         self.arguments = []
         for value in self.inputs:
             name = self._local(value, value.blob)
             self.arguments.append(name)
             if value in graph.labels:
                 self.body.append(f"{name} = {name}.reshape(-1, 1, 1, 1)")
-        steps = list(graph.steps)
         while steps:
             step = steps.pop(0)
             self.writer.step = step
             bottoms = [self._see(operand) for operand in step.bottoms]
             after = steps[0] if steps else None
-            if after and self._is_affine_pair(step, after):
+            if step.key in self.units:
+                tops, done = [self._unit(step, steps[:2], bottoms[0])], step.reads
+                step = steps[1]
+                del steps[:2]
+            elif after and self._is_affine_pair(step, after):
                 norm = self.writer.module()
                 self.writer.step = step = steps.pop(0)
                 function = self.writer.helper(normalization.affine_batch_norm)
@@ -244,6 +291,53 @@ class NetSource:
                 self.left[value] -= 1
             self._assign(step, tops, steps[0] if steps else None)
         self._return()
+
+    def _find_units(self) -> None:
+        """Convolutions with a normalisation and a scale, of which the net has several under names of one form."""
+        found: dict[Unit, list[tuple[str, str]]] = {}
+        for conv, norm, scale in zip(self.graph.steps, self.graph.steps[1:], self.graph.steps[2:], strict=False):
+            module = self.network.get_submodule(self.network.names[conv.key])
+            alone = len(conv.tops) == 1 and norm.bottoms == (Operand(conv.tops[0]),) and self.left.get(conv.tops[0]) == 1
+            if not isinstance(module, nn.Conv2d) or not alone or not self._is_affine_pair(norm, scale):
+                continue
+            names = [identifier(self.network.names[step.key], "layer") for step in (conv, norm, scale)]
+            first, last = os.path.commonprefix(names), os.path.commonprefix([name[::-1] for name in names])[::-1]
+            name = max(first, last, key=len).strip("_")
+            if not name:
+                continue
+            forms = [re.sub(rf"^{name}|{name}$", "{name}", n, count=1) for n in names]
+            made = []
+            for step in (norm, scale):
+                self.writer.step = step
+                function, arguments = self.writer._constructor(self.writer.built())
+                channels = str(module.out_channels)
+                arguments = [re.sub(rf"\b{channels}\b", "channels", arguments[0]), *arguments[1:]]
+                made.append(f"{function}({', '.join(arguments)})")
+            unit = Unit(tuple(forms), f"nn.{type(module).__name__}", tuple(made))  # type: ignore[arg-type]
+            found.setdefault(unit, []).append((conv.key, name))
+        names = {identifier(name, "layer") for name in self.network.names.values()}
+        for unit, members in found.items():
+            if len(members) < REPEATED or len({name for _, name in members}) < len(members):
+                continue
+            method = "unit"
+            while {method, f"add_{method}"} & {*names, *self.methods.values()}:
+                method += "_"
+            self.methods[unit] = method
+            self.units |= {key: (unit, name) for key, name in members}
+
+    def _unit(self, conv: Step, rest: Sequence[Step], bottom: str) -> str:
+        """Add a unit's modules and give the expression of its top."""
+        unit, name = self.units[conv.key]
+        writer = self.writer
+        writer.step = conv
+        writer.helper(normalization.affine_batch_norm)
+        made = "".join(called("", *writer._constructor(writer.built()), indent=0))
+        for step, form in zip((conv, *rest), unit.attributes, strict=True):
+            writer.attributes[step.key] = form.replace("{name}", name)
+        writer.assignments += called(f"self.add_{self.methods[unit]}", "", [quoted(name), made], indent=8)
+        for value in [value for step in rest for value in step.reads]:
+            self.left[value] -= 1
+        return f"self.{self.methods[unit]}({bottom}, {quoted(name)})"
 
     def _is_affine_pair(self, step: Step, after: Step) -> bool:
         top = step.tops[0] if step.tops else None
@@ -262,10 +356,12 @@ class NetSource:
         if not tops:
             return
         if len(tops) == 1 and len(step.tops) > 1:
-            names = [self._local(top, top.blob) for top in step.tops]
+            names = [self._local(top, top.blob) if self.left.get(top) else "_" for top in step.tops]
             self.body += [f"{', '.join(names)} = {tops[0]}"]
             return
         for top, text in zip(step.tops, tops, strict=True):
+            if not self.left.get(top):
+                continue  # nobody reads it
             if text.isidentifier():
                 self.expressions[top] = text  # the layer passes its bottom on
                 self._alias(top, text)
@@ -274,12 +370,11 @@ class NetSource:
             if next_only and after is not None and after.layer.wraps and len(text) < WIDTH - 28:
                 self.expressions[top] = text
                 continue
-            first = not self.holds
-            name = self._local(top, "x" if next_only or self._is_last(top) else top.blob)
+            last = self._is_last(top) and (not text.startswith("self.") or len(top.blob) > 24)
+            name = self._local(top, "x" if next_only or last else top.blob)
             annotated = text.startswith("self.") and name not in self.typed
             self.typed.add(name)
-            del first
-            self.body += wrapped(f"{name}: Tensor = {text}" if annotated else f"{name} = {text}", 8)
+            self.body += laid_out(text, 8, f"{name}: Tensor = " if annotated else f"{name} = ")
 
     @property
     def typed(self) -> set[str]:
@@ -298,6 +393,8 @@ class NetSource:
     def _local(self, value: Value, blob: str) -> str:
         """A local name for the value, which no value holds that is still to be read."""
         name = base = blob if blob == "x" else identifier(blob, "blob")
+        if len(name) > 24:
+            name = base = f"{name[:20]}_"
         number = 2
         while name in self.holds and self.left.get(self.holds[name], 0) > 0:
             name = f"{base}_{number}"
@@ -311,12 +408,10 @@ class NetSource:
         views = self.network._views.get(step.key)
         if not views:
             return tops
-        owner = {name: key for key, name in self.network.names.items()}
         attributes = self.writer.attributes
         own = ", ".join(
             f'"{name}": self.{attributes[view.layer]}.{view.parameter}.reshape({tuple(view.shape)})' for name, view in views.items()
         )
-        del owner
         axis = step.layer.flatten_from()
         seen = [f"{b}.flatten({axis})" if axis is not None and len(o.shape) != axis % len(o.shape) + 1 else b for b, o in zip(bottoms, step.bottoms, strict=True)]
         module = self.writer.module()
@@ -360,6 +455,8 @@ class NetSource:
         cls = [f"class {self.name}(nn.Module):", f'    """{plain(self.graph.name) or "The net"}, as Caffe computes it in TEST phase."""', ""]
         if init:
             cls += ["    def __init__(self) -> None:", "        super().__init__()", *(f"        {line}" for line in init), ""]
+        for unit, method in self.methods.items():
+            cls += [f"    {line}" if line else "" for line in unit.methods(method)]
         many = len(self.graph.outputs) != 1
         arguments = [f"{name}: Tensor" for name in self.arguments]
         returns = "dict[str, Tensor]" if many else "Tensor"
@@ -378,7 +475,10 @@ class NetSource:
         helpers = "".join(f"{part}\n\n\n" for part in copied.texts)
         if helpers:
             helpers = "# fmt: off\n" + helpers.rstrip("\n") + "\n# fmt: on\n\n\n"
-        return f'"""{self._headline()}\n"""\n\n{_imports(helpers + body, copied.imports)}\n\n\n{helpers}{body}'
+        first = (copied.texts or [*tables, *cls])[0]
+        # As isort wants it, also where a comment stands between.
+        gap = "\n\n\n" if first.startswith(("def ", "class ", "@")) else "\n\n"
+        return f'"""{self._headline()}\n"""\n\n{_imports(helpers + body, copied.imports)}{gap}{helpers}{body}'
 
     def _headline(self) -> str:
         name = plain(self.graph.name) or "A net"
@@ -389,9 +489,10 @@ class NetSource:
             f"{name} ({', '.join('any' if n is None else str(n) for n in value.shape)})"
             for name, value in zip(self.arguments, self.inputs, strict=True)
         ]
-        outputs = ", ".join(ascii(name)[1:-1] if plain(name) == name else plain(name) for name in self.graph.outputs)
-        text = f"{', '.join(sizes) or 'nothing'} to {outputs}."
-        return [f'"""{plain(text)[: WIDTH - 16]}"""'] if plain(text) == text else [f'"""{plain(text)[: WIDTH - 16]}"""']
+        text = plain(f"{', '.join(sizes) or 'nothing'} to {', '.join(self.graph.outputs)}.")
+        if len(text) > WIDTH - 14:
+            text = f"{len(sizes)} inputs, {len(self.graph.outputs)} outputs."
+        return [f'"""{text}"""']
 
     def _loader(self) -> list[str]:
         lines = [
@@ -478,10 +579,7 @@ def quoted(text: str) -> str:
 
 def called(head: str, function: str, arguments: list[str], indent: int, brackets: str = "()", explode: bool = False) -> list[str]:
     """`head function(arguments)`, on one line, or one argument a line where that is too long."""
-    line = f"{head}{function}{brackets[0]}{', '.join(arguments)}{brackets[1]}"
-    if len(line) + indent <= WIDTH and not explode:
-        return [line]
-    return [f"{head}{function}{brackets[0]}", *(f"    {argument}," for argument in arguments), brackets[1]]
+    return laid_out(f"{function}{brackets[0]}{', '.join(arguments)}{brackets[1]}", indent, head, explode=explode)
 
 
 def signature(head: str, arguments: list[str], returns: str, indent: int) -> list[str]:
@@ -491,18 +589,32 @@ def signature(head: str, arguments: list[str], returns: str, indent: int) -> lis
     return [f"{head}(", *(f"    {argument}," for argument in arguments), f") -> {returns}:"]
 
 
-def wrapped(line: str, indent: int) -> list[str]:
-    """An assignment of one call, over several lines where it is too long."""
-    if len(line) + indent <= WIDTH:
+def laid_out(text: str, indent: int, head: str = "", tail: str = "", explode: bool = False) -> list[str]:
+    """An expression after `head`, on one line, or its parts one a line where that is too long, as ruff lays it out.
+
+    The comma after the last part keeps it so at any line length.
+    """
+    line = f"{head}{text}{tail}"
+    if len(line) + indent <= WIDTH and not explode:
         return [line]
-    call = ast.parse(line.replace(": Tensor =", " =")).body[0].value  # type: ignore[attr-defined]
-    if not isinstance(call, ast.Call) or call.keywords and not call.args:
+    node = ast.parse(text, mode="eval").body
+
+    def segment(part: ast.expr) -> str:
+        return ast.get_source_segment(text, part) or ""
+
+    if isinstance(node, ast.Call) and (node.args or node.keywords):
+        opening, closing = f"{segment(node.func)}(", ")"
+        parts = [("", segment(arg)) for arg in node.args] + [(f"{k.arg}=", segment(k.value)) for k in node.keywords]
+    elif isinstance(node, ast.Dict) and node.keys:
+        opening, closing = "{", "}"
+        parts = [(f"{segment(key)}: ", segment(value)) for key, value in zip(node.keys, node.values, strict=True) if key]
+    elif isinstance(node, ast.Tuple | ast.List) and node.elts:
+        opening, closing = ("(", ")") if isinstance(node, ast.Tuple) else ("[", "]")
+        parts = [("", segment(element)) for element in node.elts]
+    else:
         return [line]
-    head, _, _ = line.partition(" = ")
-    text = line.replace(": Tensor =", " =")
-    arguments = [ast.get_source_segment(text, argument) or "" for argument in call.args]
-    arguments += [f"{k.arg}={ast.get_source_segment(text, k.value)}" for k in call.keywords]
-    return called(f"{head} = ", ast.get_source_segment(text, call.func) or "", arguments, indent, explode=True)
+    inner = [f"    {row}" for name, part in parts for row in laid_out(part, indent + 4, name, ",")]
+    return [f"{head}{opening}", *inner, f"{closing}{tail}"]
 
 
 @dataclass
@@ -527,7 +639,7 @@ def _copied(wanted: Iterable[Any]) -> Copied:
                 text = ast.get_source_segment(source, node) or ""
                 decorators = getattr(node, "decorator_list", [])
                 text = "".join(f"@{ast.get_source_segment(source, d)}\n" for d in decorators) + text
-                comment = source.splitlines()[node.end_lineno - 1][len(text) :] if isinstance(node, ast.Assign) else ""  # type: ignore[operator]
+                comment = source.splitlines()[node.end_lineno - 1][node.end_col_offset :]  # type: ignore[operator]
                 for used in ast.walk(node):
                     if isinstance(used, ast.Name):
                         _resolve(module, tree, used.id)

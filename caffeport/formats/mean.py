@@ -19,7 +19,7 @@ from .source import Readable, Source, is_mean, open_source, refuse_known
 
 _NPY_MAGIC, _MAT_MAGIC = b"\x93NUMPY", b"MATLAB 5.0"
 _CHANNELS = (1, 3, 4)
-_OLD_DEMO = "image_mean"  # the variable of the first MATLAB demo's file, rows first; caffe.io.read_mean gives width first
+_OLD_DEMO = "image_mean"  # the variable in the first MATLAB demo's file, rows first; caffe.io.read_mean is width first
 
 
 @dataclass(frozen=True)

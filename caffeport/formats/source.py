@@ -119,9 +119,9 @@ def refuse_text(source: Source) -> None:
             net = f"its net is {path!r}: give that file"
         raise FormatError(f"{source.path}: this is a solver, not a net; {net}")
     if _MARKUP.match(head):
-        raise FormatError(f"{source.path}: this is a page of markup (HTML or XML), not a Caffe file: download the raw file")
+        raise FormatError(f"{source.path}: this is a page of markup, not a Caffe file: download the raw file")
     if _JSON.match(head):
-        raise FormatError(f"{source.path}: this is JSON, not a Caffe file; failed downloads are often such: look into it")
+        raise FormatError(f"{source.path}: this is JSON, not a Caffe file; failed downloads are often such")
     if _LABEL_MAP.search(head) and b"layer" not in head:
         raise FormatError(f"{source.path}: this is a label map, not a net")
 

@@ -175,7 +175,7 @@ class PriorBox(Layer):
 
         image = self.pair("img_size", "img_h", "img_w")
         return Module(
-            np.array(self.sizes()),
+            self.sizes(),
             self.variance(),
             (int(image[0]), int(image[1])) if image else None,
             self.pair("step", "step_h", "step_w"),
@@ -598,7 +598,7 @@ class YoloDetectionOutput(_YoloOutput):
         from ..modules.detection import YoloDetectionOutput as Module
 
         p = self.param
-        anchors = np.array(p.biases[: 2 * self.boxes()]).reshape(-1, 2)
+        anchors = np.array(p.biases[: 2 * self.boxes()]).reshape(-1, 2).tolist()
         return Module(p.num_classes, anchors, p.confidence_threshold, p.nms_threshold)
 
 
@@ -646,6 +646,6 @@ class Yolov3DetectionOutput(_YoloOutput):
         p, boxes = self.param, self.boxes()
         pairs = np.array(p.biases).reshape(-1, 2)
         each = len(p.mask) // len(bottoms)
-        anchors = np.stack([pairs[list(p.mask[i * each : i * each + boxes])] for i in range(len(bottoms))])
+        anchors = np.stack([pairs[list(p.mask[i * each : i * each + boxes])] for i in range(len(bottoms))]).tolist()
         scales = tuple(p.anchors_scale[: len(bottoms)])
         return Module(p.num_classes, anchors, scales, p.confidence_threshold, p.nms_threshold)

@@ -207,17 +207,22 @@ class BatchNorm(Layer):
     def warnings(self) -> list[str]:
         if self.batch_statistics and len(self.layout) == 3:
             return [
-                "use_global_stats: false normalises by the batch in hand, so that an answer depends on what else is in "
-                "the batch; for prediction remove that line, unless it is meant"
+                (
+                    "use_global_stats: false normalises by the batch in hand, so that an answer depends on what else "
+                    "is in the batch; for prediction remove that line, unless it is meant"
+                )
             ]
         stored = dict(zip(self.layout, self.stored or (), strict=False))
         zero = {name for name, blob in stored.items() if not blob.array.any()}
-        if "factor" in zero or {"mean", "variance"} <= zero:
-            what = "factor is 0" if "factor" in zero else "statistics are all zero"
+        if zero & {"factor", "variance"}:
+            rest = "statistics are" if "mean" in zero else "variance is"
+            what = "factor is 0" if "factor" in zero else f"{rest} all zero"
             by = max(self.param.eps, np.finfo(np.float32).tiny) ** -0.5
             return [
-                f"the stored {what}: mean and variance count as 0, so that the layer multiplies by {by:.0f}; the file "
-                "is untrained, or its converter left the statistics out"
+                (
+                    f"the stored {what}, so that the layer multiplies by {by:.0f}, as in Caffe; the file is untrained, "
+                    "or its converter left the statistics out"
+                )
             ]
         return []
 
@@ -264,7 +269,7 @@ class _Affine(Layer):
                 )
             return axis, len(other)
         number = self.param.num_axes
-        axis = self.axis(self.param.axis, shape, insert=number == 0)
+        axis = self.axis(self.param.axis, shape)
         if number < -1 or axis + max(number, 0) > len(shape):
             raise ShapeError(f"{self}: {number} axes from axis {axis} on do not fit a bottom of shape {text(shape)}")
         return axis, len(shape) - axis if number == -1 else number
@@ -295,6 +300,11 @@ class Scale(_Affine):
     """
 
     param_field = "scale_param"
+
+    def tops(self, bottoms: list[Shape]) -> list[Shape]:
+        if self.param.bias_term:
+            self.axis(self.param.axis, bottoms[0])  # the bias has to have a place even beside a scalar scale
+        return super().tops(bottoms)
 
     def blobs(self, bottoms: list[Shape]) -> list[Blob]:
         learned = []

@@ -117,7 +117,7 @@ class Pooling(Layer):
         if not kernel:
             if mask:
                 return GlobalMaxPool()
-            adaptive = {
+            adaptive: dict[tuple[int, int], type[nn.Module]] = {
                 (MAX, 2): nn.AdaptiveMaxPool2d,
                 (AVE, 2): nn.AdaptiveAvgPool2d,
                 (MAX, 3): nn.AdaptiveMaxPool3d,
@@ -249,9 +249,7 @@ def padded_pool(
     """Pooling in ONNX with windows outside of the image: pads first, divides averages by each window's own size."""
     spatial = x.shape[2:]
     if None in spatial:
-        raise graph.refuse(
-            "its last window may lie outside the image, which ONNX can say for fixed sizes only"
-        )
+        raise graph.refuse("its last window may lie outside the image, which ONNX can say for fixed sizes only")
     after, extents = [], []
     for i, k, s, p in zip(spatial, kernel, stride, pad, strict=True):
         n = pooled_size(i, k, s, p, any(pad), floor)  # type: ignore[arg-type]

@@ -181,7 +181,7 @@ class Proposal(_Proposal):
 
         p = self.param
         return Module(
-            generate_anchors(p.base_size, tuple(p.ratio), tuple(p.scale), half_to_even=False),
+            generate_anchors(p.base_size, tuple(p.ratio), tuple(p.scale), half_to_even=False).tolist(),
             p.feat_stride,
             p.min_size,
             p.pre_nms_topn,
@@ -249,7 +249,7 @@ class PythonProposal(_Proposal):
 
         stride, ratios, scales = self.settings()
         return Module(
-            generate_anchors(16, ratios, scales, half_to_even=True),
+            generate_anchors(16, ratios, scales, half_to_even=True).tolist(),
             stride,
             self.MIN_SIZE,
             self.BEFORE,

@@ -513,6 +513,8 @@ class BatchReindex(Layer):
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         if len(bottoms[1]) != 1:
             raise ShapeError(f"{self}: the index must have one axis, it is {text(bottoms[1])}")
+        if not bottoms[0]:
+            raise ShapeError(f"{self}: a scalar has no items to pick")
         return [(*bottoms[1], *bottoms[0][1:])]
 
     def module(self, bottoms: list[Shape]) -> "nn.Module":

@@ -42,9 +42,9 @@ class Convolution3D(_Clips, Convolution):
     """Cross-correlation of clips with zero padding, of C3D v1.0 and v1.1.
 
     Shapes   bottom (N, C, L, H, W) -> top (N, num_output, l, h, w), sizes as Convolution
-    Params   num_output; kernel_depth, temporal_stride 1, temporal_pad 0 along L; kernel_size, stride 1, pad 0 along H and
-             W; group 1; bias_term true; filter_group, which only saves memory
-    Blobs    weight (num_output, C / group, depth, kernel, kernel), bias (num_output), stored as (1, 1, 1, 1, num_output)
+    Params   num_output; kernel_depth, temporal_stride 1, temporal_pad 0 along L; kernel_size, stride 1, pad 0 along H
+             and W; group 1; bias_term true; filter_group, which only saves memory
+    Blobs    weight (num_output, C / group, depth, kernel, kernel), bias (num_output), kept as (1, 1, 1, 1, num_output)
     Raises   ShapeError: as Convolution; not 5 axes
     PyTorch  nn.Conv3d, equal. ONNX: Conv, equal.
     Source   facebookarchive/C3D, src/caffe/layers/convolution3d_layer.cpp
@@ -63,7 +63,7 @@ class Deconvolution3D(_Clips, Deconvolution):
 
     Shapes   bottom (N, C, L, H, W) -> top (N, num_output, l, h, w), stride (i-1) + kernel - 2 pad each
     Params   as Convolution3D; no groups
-    Blobs    weight (C, num_output, depth, kernel, kernel), bias (num_output), stored as (1, 1, 1, 1, num_output)
+    Blobs    weight (C, num_output, depth, kernel, kernel), bias (num_output), kept as (1, 1, 1, 1, num_output)
     Raises   ShapeError: as Convolution3D
     PyTorch  nn.ConvTranspose3d, equal. ONNX: ConvTranspose, equal.
     Source   facebookarchive/C3D, src/caffe/layers/deconvolution3d_layer.cpp
@@ -95,8 +95,9 @@ class Pooling3D(Pooling):
     """Largest or average value of each window of a clip, of C3D v1.0 and v1.1 and of P3D.
 
     Shapes   bottom (N, C, L, H, W) -> top (N, C, l, h, w); all three sizes round up
-    Params   pool MAX | AVE; kernel_size, stride 1, pad 0 along H and W, in P3D also as _h and _w. Along L: kernel_depth,
-             temporal_stride 1, no padding in C3D; kernel_l, stride_l 1, pad_l 0 in P3D. global_pooling in P3D
+    Params   pool MAX | AVE; kernel_size, stride 1, pad 0 along H and W, in P3D also as _h and _w. Along L:
+             kernel_depth, temporal_stride 1, no padding in C3D; kernel_l, stride_l 1, pad_l 0 in P3D. global_pooling
+             in P3D
     Raises   ShapeError: not 5 axes; MAX with pad in C3D; as Pooling. UnsupportedLayer: a mask; an average of C3D whose
              last window would start in the padding
     PyTorch  nn.MaxPool3d where it agrees, own module elsewhere. ONNX: MaxPool, AveragePool.
@@ -132,5 +133,5 @@ class Pooling3D(Pooling):
         axes = zip(bottoms[0][2:], kernel, stride, pad, strict=True)
         unclipped = [None if i is None else pooled_size(i, k, s, p, clip=False) for i, k, s, p in axes]
         if shapes[0][2:] != tuple(unclipped):
-            raise UnsupportedLayer(f"{self}: a window of C3D's average that starts in the padding; use another input size")
+            raise UnsupportedLayer(f"{self}: a window of C3D's average starts in the padding; use another input size")
         return shapes

@@ -55,7 +55,7 @@ class Power(_Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.power * self.scale == 0:
-            return torch.full_like(x, 1.0 if self.power == 0 else self.shift**self.power)
+            return torch.full_like(x, self.shift).pow(self.power)  # 0^-1 is Inf, a root of a negative number NaN
         if self.scale != 1:
             x = x * self.scale
         if self.shift != 0:

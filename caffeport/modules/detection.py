@@ -1,8 +1,8 @@
 """Detection heads: SSD's normalisation, priors and decoding, and YOLO's."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,8 +35,8 @@ class PriorBox(nn.Module):
 
     def __init__(
         self,
-        sizes: np.ndarray[Any, Any],
-        variance: tuple[float, ...],
+        sizes: Sequence[Sequence[float]],
+        variance: Sequence[float],
         image: tuple[int, int] | None,
         step: tuple[float, float] | None,
         offset: float,
@@ -44,8 +44,8 @@ class PriorBox(nn.Module):
     ) -> None:
         """sizes (n, 2): width, height in pixels; image, step: height, width in pixels, or None: from the bottoms."""
         super().__init__()
-        self.register_buffer("sizes", torch.from_numpy(np.asarray(sizes, np.float32)), persistent=False)
-        self.register_buffer("variance", torch.from_numpy(np.asarray(variance, np.float32)), persistent=False)
+        self.register_buffer("sizes", torch.tensor(sizes, dtype=torch.float32, device="cpu"), persistent=False)
+        self.register_buffer("variance", torch.tensor(variance, dtype=torch.float32, device="cpu"), persistent=False)
         self.image, self.step, self.offset, self.clip = image, step, offset, clip
 
     def extra_repr(self) -> str:
@@ -285,10 +285,10 @@ class YoloDetectionOutput(nn.Module):
 
     anchors: Tensor
 
-    def __init__(self, classes: int, anchors: np.ndarray[Any, Any], threshold: float, nms_threshold: float) -> None:
+    def __init__(self, classes: int, anchors: Sequence[Any], threshold: float, nms_threshold: float) -> None:
         """anchors (boxes, 2): width and height in cells."""
         super().__init__()
-        self.register_buffer("anchors", torch.from_numpy(np.asarray(anchors, np.float32)), persistent=False)
+        self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32, device="cpu"), persistent=False)
         self.classes, self.threshold, self.nms_threshold = classes, threshold, nms_threshold
 
     def extra_repr(self) -> str:
@@ -325,14 +325,14 @@ class Yolov3DetectionOutput(nn.Module):
     def __init__(
         self,
         classes: int,
-        anchors: np.ndarray[Any, Any],
+        anchors: Sequence[Any],
         scales: tuple[int, ...],
         threshold: float,
         nms_threshold: float,
     ) -> None:
         """anchors (maps, boxes, 2): width, height in pixels of the net's input, which is each map times its scale."""
         super().__init__()
-        self.register_buffer("anchors", torch.from_numpy(np.asarray(anchors, np.float32)), persistent=False)
+        self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32, device="cpu"), persistent=False)
         self.classes, self.scales, self.threshold, self.nms_threshold = classes, scales, threshold, nms_threshold
 
     def extra_repr(self) -> str:

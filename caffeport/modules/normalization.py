@@ -70,7 +70,7 @@ class BatchStatistics(nn.Module):
 
 def laid(array: Tensor, after: int) -> Tensor:
     """An array with `after` axes of size 1 behind its own."""
-    return array.reshape(*array.shape, *(1,) * after)
+    return array.reshape((*array.shape, *(1,) * after))
 
 
 class Scale(nn.Module):

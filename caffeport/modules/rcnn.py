@@ -1,5 +1,6 @@
 """Regions: proposals, and pooling inside of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ class Proposal(nn.Module):
 
     def __init__(
         self,
-        anchors: np.ndarray[Any, Any],
+        anchors: Sequence[Sequence[float]],
         stride: int,
         min_size: int,
         before: int,
@@ -170,7 +171,7 @@ class Proposal(nn.Module):
         before, after  how many of the best are kept before and after suppression
         """
         super().__init__()
-        self.register_buffer("anchors", torch.from_numpy(np.asarray(anchors, np.float32)), persistent=False)
+        self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32, device="cpu"), persistent=False)
         self.stride, self.min_size, self.before, self.after = stride, min_size, before, after
         self.nms_threshold, self.python, self.with_scores = nms_threshold, python, with_scores
 

@@ -18,11 +18,12 @@ from ..graph import Operand, Step, Value
 from ..network import Network
 from .arithmetic import TRUTH, Arithmetic, rounded, weights_rounded
 from .compare import Values
+from .judge import HALF_STEP
 from .reference import Reference, Stored
 from .report import Cause, LayerResult, Report
 from .weights import file_arrays, from_file
 
-SECONDS = 15.0  # that a diagnosis may take, about
+SECONDS = 20.0  # that a diagnosis may take, about
 SHARE = 50.0  # a supposition that takes the ratio down by this much is named too
 NAMES = {"fp16": "fp16", "bf16": "bf16", "tf32": "TF32's 10 bits"}
 
@@ -40,12 +41,11 @@ def diagnose(
     if failing is None:
         ratio = row.judgement.ratio if row.judgement else 0.0  # the data do not show it
         return _wrong_weights(network, row.layer, ratio, lambda modules: ratio) or [_wiring(row, report)]
-    try:
-        case = _Case(network, source, stored, fed, failing, report.limits.rms, tested)
-    except KeyError:  # a value that the reference lacks and that cannot be computed from what it holds
-        return []
     with torch.no_grad():
-        return _causes(case)
+        try:
+            return _causes(_Case(network, source, stored, fed, failing, report.limits.rms, tested))
+        except KeyError:  # a value that the reference lacks and that cannot be computed from what it holds
+            return []
 
 
 def _wiring(row: LayerResult, report: Report) -> Cause:
@@ -75,21 +75,32 @@ class _Case:
         for value in (value for step in self.steps for value in step.reads if value not in written):
             self.start[value] = fed[value] if value in fed else torch.from_numpy(source.read(stored[value].key))
         self.ref = torch.from_numpy(source.read(stored[self.top].key)).double()
-        batched = [x.shape[0] for x in self.start.values() if x.dim()] if self.step.layer.batch_independent else []
-        self.items = min([*batched, self.ref.shape[0]]) if batched and self.ref.dim() and len({*batched, self.ref.shape[0]}) > 1 else None
-        if self.items is not None:
-            self.start = {value: x[: self.items] for value, x in self.start.items()}
-            self.ref = self.ref[: self.items]
+        self._cut()
         self.inputs = [value for value in fed if value in self.start]
-        self.noise = row.judgement.noise if row.judgement else 0.0
+        self.noise, self.noise_max = (row.judgement.noise, row.judgement.noise_max) if row.judgement else (0.0, 0.0)
         self.by_device = bool(row.judgement and row.judgement.reference <= limit < row.judgement.device)
         if self.by_device:  # the reference is as we mean it, the device is off: explain what the device gives
             self.ref = self._run(tested, {}, self.start)[self.top].cpu().double()
+        self.right = self._run(TRUTH, {}, self.start) if len(self.steps) > 1 else {}
         self.before = self.ratio({})
+
+    def _cut(self) -> None:
+        """Keep the items that all have; one is enough for a long segment."""
+        sizes = {x.shape[0] for x in (*self.start.values(), self.ref) if x.dim()}
+        if not sizes or not self.ref.dim() or not all(step.layer.batch_independent for step in self.steps):
+            return
+        items = 1 if len(self.steps) > 1 else min(sizes)
+        if sizes != {items} and len({x.shape[0] for x in self.start.values() if x.dim()}) == 1:
+            self.start = {value: x[:items] for value, x in self.start.items()}
+            self.ref = self.ref[:items]
 
     def _run(self, arithmetic: Arithmetic, modules: Mapping[str, nn.Module], start: Values) -> Values:
         values = dict(start)
-        for step in self.steps:
+        steps = self.steps
+        if modules and start is self.start and self.right and arithmetic is TRUTH:  # what lies before the change is known
+            first = next(i for i, step in enumerate(steps) if step.key in modules)
+            values, steps = dict(self.right), steps[first:]
+        for step in steps:
             bottoms = [self._see(operand, values) for operand in step.bottoms]
             values |= zip(step.tops, arithmetic.run(self.network, step, bottoms, modules.get(step.key)), strict=False)
         return values
@@ -103,14 +114,17 @@ class _Case:
         return self._run(TRUTH, modules or {}, start or self.start)[self.top]
 
     def distance(self, y: Tensor) -> float:
-        """rms(ref - y) in noise; infinite for another shape."""
+        """The ratio by rms, or half the one by the largest error, which has twice the limit; infinite for another shape."""
         if y.shape != self.ref.shape:
             return math.inf
         error = (self.ref - y).reshape(-1)
         error = error[torch.isfinite(error)]
-        rms = math.sqrt(float(error.dot(error)) / max(error.numel(), 1))
-        noise = self.noise or 2.0**-25 * float(self.ref.square().mean().sqrt()) or 1.0
-        return rms / noise
+        if not error.numel():
+            return 0.0
+        rms, largest = math.sqrt(float(error.dot(error)) / error.numel()), float(error.abs().max())
+        noise = self.noise or HALF_STEP * float(self.ref.square().mean().sqrt()) or 1.0
+        noise_max = self.noise_max or 2 * HALF_STEP * float(self.ref.abs().max()) or 1.0
+        return max(rms / noise, largest / noise_max / 2)
 
     def ratio(self, modules: Mapping[str, nn.Module], start: Values | None = None) -> float:
         """The ratio with some layers exchanged; infinite where they cannot run."""
@@ -327,7 +341,7 @@ def _variants(case: _Case, step: Step) -> Iterator[tuple[str, nn.Module]]:
 
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.dim() >= 2:
-        for form, words in NAMES.items():
+        for form, words in NAMES.items() if not case.by_device else ():
             yield f"weights rounded to {words}", weights_rounded(module, form)
         for form, words in NAMES.items():
             yield f"inputs and weights rounded to {words}", _Rounding(weights_rounded(module, form), form)
@@ -436,20 +450,22 @@ def _residual(case: _Case) -> Supposed:
     y, ref = case.output(), case.ref
     if y.shape != ref.shape or not torch.isfinite(y).all() or not torch.isfinite(ref).all():
         return
+    by_channel = y.dim() >= 2 and y.numel() >= 2 * y.shape[1]
+    axes = [axis for axis in range(y.dim()) if axis != 1]
+    if by_channel:
+        shifts = (ref - y).mean(axes, keepdim=True)
+        after = case.distance(y + shifts)
+        if case.explains(after):
+            yield _shift(case, shifts.reshape(-1)), after, ""
+            return
     factor = float((y * ref).sum() / (y * y).sum()) if y.any() else 0.0
     yield f"a constant factor: the reference is ours times {factor:.6g}", case.distance(y * factor), ""
     offset = float((ref - y).mean())
     yield f"a constant offset: the reference is ours plus {offset:.6g}", case.distance(y + offset), ""
-    if y.dim() < 2 or y.numel() < 4 * y.shape[1]:
-        return
-    axes = [axis for axis in range(y.dim()) if axis != 1]
-    shifts = (ref - y).mean(axes, keepdim=True)
-    after = case.distance(y + shifts)
-    if case.explains(after):
-        yield _shift(case, shifts.reshape(-1)), after, ""
-    factors = (y * ref).sum(axes, keepdim=True) / (y * y).sum(axes, keepdim=True).clamp(min=1e-300)
-    after = case.distance(y * factors)
-    yield f"a factor for each channel, {float(factors.min()):.5g} to {float(factors.max()):.5g}: a scale was ignored or is another", after, ""
+    if by_channel:
+        factors = (y * ref).sum(axes, keepdim=True) / (y * y).sum(axes, keepdim=True).clamp(min=1e-300)
+        span = f"{float(factors.min()):.5g} to {float(factors.max()):.5g}"
+        yield f"a factor for each channel, {span}: a scale was ignored or is another", case.distance(y * factors), ""
 
 
 def _shift(case: _Case, shifts: Tensor) -> str:
@@ -478,7 +494,7 @@ def _where(case: _Case) -> list[Cause]:
         text = f"the reference holds NaN or Inf at {int(strange.sum()):,} of {ref.numel():,} places, first at {first}, where finite inputs give finite numbers"
         return [Cause(text, case.before, case.before, "the reference is damaged, or Caffe went wrong there")]
     error = (ref - y).abs()
-    bad = error > case.limit * max(case.noise, 1e-300)
+    bad = error > case.limit * max(case.noise, case.noise_max, 1e-300)
     if not bad.any():
         return []
     found = [*_short_weights(case)]

@@ -53,7 +53,7 @@ class Judgement:
     strange                    places where one is NaN or Inf and the other is not that same
     relative_l2, cosine        of d32 and ref; rms(d32 - ref) / rms(ref)
     largest_error, at          max |d32 - ref| and its index
-    ulp                        largest distance of d32 and ref in steps of float32
+    ulp                        largest difference of d32 and ref in steps of float32 at ref, or at its rms where that is larger
     ours, theirs               moments of d32 and of ref
     """
 
@@ -69,7 +69,7 @@ class Judgement:
     cosine: float
     largest_error: float
     at: tuple[int, ...]
-    ulp: int
+    ulp: float
     ours: Moments
     theirs: Moments
 
@@ -198,8 +198,9 @@ class _Sums:
     """Running sums over blocks; the finite values only, except where a name says otherwise."""
 
     def __init__(self) -> None:
-        self.finite = self.strange = self.ulp = self.error_at = 0
+        self.finite = self.strange = self.error_at = 0
         self.equal = True
+        self.ulp = 0.0
         self.yard2 = self.ref2 = self.device2 = self.error2 = self.y2 = 0.0
         self.yard_max = self.ref_max = self.device_max = self.y_max = self.error_max = 0.0
         self.r1 = self.r2 = self.d1 = self.d2 = 0.0
@@ -238,7 +239,9 @@ class _Sums:
     def _add_error(self, start: int, r32: Tensor, d32: Tensor, error: Tensor) -> None:
         self.equal = False
         self.error2 += float(error.dot(error))
-        self.ulp = max(self.ulp, int((_steps(r32) - _steps(d32)).abs_().max()))
+        size = r32.abs().clamp_(min=math.sqrt(float(r32.dot(r32)) / r32.numel()))
+        step = torch.ldexp(torch.full_like(error, 2.0**-23), torch.frexp(size).exponent - 1)
+        self.ulp = max(self.ulp, float((error / step).abs_().max()))
         largest = _largest(error)
         if largest > self.error_max:
             self.error_max, self.error_at = largest, start + int(error.abs().argmax())
@@ -257,9 +260,3 @@ class _Sums:
         if keep.any():
             kept = d32[keep]
             self.add(start, r32[keep], y[keep], kept if c32 is d32 else c32[keep], kept)
-
-
-def _steps(x: Tensor) -> Tensor:
-    """float32 as integers in the same order, neighbours one apart."""
-    bits = x.contiguous().view(torch.int32)
-    return torch.where(bits < 0, -(2**31) - bits, bits).long()

@@ -281,7 +281,7 @@ def _judgement(value: dict[str, Any] | None) -> Judgement | None:
     if value is None:
         return None
     moments = {side: Moments(**{k: int(v) if k in ("nan", "inf") else float(v) for k, v in value[side].items()}) for side in ("ours", "theirs")}
-    whole = {"equal": bool(value["equal"]), "strange": int(value["strange"]), "ulp": int(value["ulp"]), "at": tuple(value["at"])}
+    whole = {"equal": bool(value["equal"]), "strange": int(value["strange"]), "at": tuple(value["at"])}
     rest = {key: float(item) for key, item in value.items() if key not in (*moments, *whole)}
     return Judgement(**rest, **whole, **moments)
 

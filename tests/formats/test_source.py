@@ -31,9 +31,9 @@ def test_paths_bytes_and_open_files(data: bytes, tmp_path: Path) -> None:
 
 
 def test_what_is_no_source_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="expected a path, bytes or an open binary file, not int"):
+    with pytest.raises(TypeError, match=r"expected a path, bytes or an open binary file, not int"):
         read(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="open it in mode 'rb'"):
+    with pytest.raises(TypeError, match=r"open it in mode 'rb'"):
         read(io.StringIO("layer {}"))  # type: ignore[arg-type]
 
 
@@ -55,7 +55,9 @@ def test_editors_leave_their_traces(data: bytes) -> None:
 WRONG = [
     pytest.param(b'net: "train_val.prototxt"\nbase_lr: 0.01\n', "a solver.* 'train_val.prototxt': give", id="solver"),
     pytest.param(BOM + b"train_net: 'a.prototxt'\n", "a solver.* 'a.prototxt'", id="solver with a mark"),
-    pytest.param(b'net: "C:\\\\m\\\\n.prototxt"\nlr_policy: "step"', r"'C:\\\\m\\\\n.prototxt'", id="solver of Windows"),
+    pytest.param(
+        b'net: "C:\\\\m\\\\n.prototxt"\nlr_policy: "step"', r"'C:\\\\m\\\\n.prototxt'", id="solver of Windows"
+    ),
     pytest.param(b"# mine\nbase_lr: 1\n", "a solver, not a net; give the net it trains", id="solver without a net"),
     pytest.param(
         number(1, 7) + text(2, "snap_7.caffemodel"), "solver's state .* 'snap_7.caffemodel'", id="solverstate"
@@ -93,20 +95,20 @@ def test_an_hdf5_solver_state_is_named(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "s.h5", "w") as file:
         file["iter"] = 5
         file["learned_net"] = np.bytes_("snap_5.caffemodel.h5")
-    with pytest.raises(FormatError, match="s.h5: this is a solver's state .* 'snap_5.caffemodel.h5'"):
+    with pytest.raises(FormatError, match=r"s.h5: this is a solver's state .* 'snap_5.caffemodel.h5'"):
         read(tmp_path / "s.h5")
 
 
 def test_a_path_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FormatError, match="gone.prototxt: cannot be read: No such file"):
+    with pytest.raises(FormatError, match=r"gone.prototxt: cannot be read: No such file"):
         read("gone.prototxt")
-    with pytest.raises(FormatError, match="this is a directory"):
+    with pytest.raises(FormatError, match=r"this is a directory"):
         read(tmp_path)
     (tmp_path / "models").mkdir()
     (tmp_path / "models/net.prototxt").write_bytes(NET)
     if os.sep == "/":
-        with pytest.raises(FormatError, match="did you mean 'models/net.prototxt'"):
+        with pytest.raises(FormatError, match=r"did you mean 'models/net.prototxt'"):
             read("models\\net.prototxt")
 
 

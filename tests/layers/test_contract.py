@@ -28,7 +28,12 @@ WITHOUT_NET = {  # judged by a plain loop in the file named
     **dict.fromkeys(("CONVOLUTION3D", "DECONVOLUTION3D", "POOLING3D"), "test_video.py"),
     **dict.fromkeys(("Convolution3D", "Deconvolution3D", "Pooling3D"), "test_video.py"),
 }
-SORTED = {"DetectionOutput", "Proposal", "Python"}  # end in a sort and non-maximum suppression: rows, not numbers
+SORTED = {"DetectionOutput", "Proposal", "rpn.proposal_layer.ProposalLayer"}  # non-maximum suppression: how many rows?
+NO_BATCH = {  # independent in Caffe's sense, but axis 0 is not free
+    **dict.fromkeys(("scale/000", "scale/011", "bias/005"), "the weights have the batch's axis"),
+    "lstm/004": "axis 0 is time",
+}
+KINKED = {"multinomial_loss/002": "a probability of 0, where the logarithm is cut"}
 LIMIT = 4000  # values in the inputs of a net that gradcheck takes on
 
 
@@ -41,6 +46,10 @@ def cases(**wanted: bool) -> list[Any]:
             if all(entry.get(key) is value for key, value in wanted.items()):
                 found.append(pytest.param(SHARED / folder / entry["case"], id=entry["case"]))
     return found
+
+
+def case_of(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def weights_of(folder: Path) -> Path | None:
@@ -102,10 +111,14 @@ def test_the_shape_rule_says_what_the_module_makes(folder: Path) -> None:
     shapes = network.graph.shapes({value: tuple(fed[value.blob].shape) for value in network.graph.inputs})
     with torch.no_grad():
         blobs = network.blobs(fed)
-    for key, shape in shapes.items():
-        assert compatible(shape, tuple(blobs[key].shape)), f"{key}: rule {shape}, module {tuple(blobs[key].shape)}"
+    for value, shape in shapes.items():
+        if value in network.graph.labels:
+            continue
+        made = tuple(blobs[value.key].shape)
+        assert compatible(shape, made), f"{value.key}: rule {shape}, module {made}"
     for value in network.graph.inputs:
-        assert compatible(value.shape, tuple(blobs[value.blob].shape))
+        if value not in network.graph.labels:  # MemoryData declares (B) and runs with (B, 1, 1, 1)
+            assert compatible(value.shape, tuple(blobs[value.blob].shape))
 
 
 @pytest.mark.parametrize("folder", cases())
@@ -141,12 +154,14 @@ def test_float64_agrees_and_stays_float64(folder: Path) -> None:
         double = network.double().blobs({name: value.double() for name, value in fed.items()})
     for key, value in single.items():
         assert double[key].dtype == torch.float64, key
-        wrong = disagreement(value.numpy(), double[key].numpy().astype(np.float32))
+        wrong = disagreement(value.detach().numpy(), double[key].detach().numpy().astype(np.float32))
         assert wrong is None, f"{key}: float32 and float64: {wrong}"
 
 
 @pytest.mark.parametrize("folder", cases(batch_independent=True))
 def test_an_item_is_the_same_alone_and_among_three(folder: Path) -> None:
+    if case_of(folder) in NO_BATCH:
+        pytest.skip(NO_BATCH[case_of(folder)])
     network, fed = load(folder), inputs_of(folder)
     with torch.no_grad():
         one = network.blobs({name: value[:1] for name, value in fed.items()})
@@ -166,8 +181,8 @@ def test_gradients_are_those_of_the_function(folder: Path) -> None:
     if sum(value.numel() for value in fed.values()) > LIMIT:
         pytest.skip("a larger net of layers that smaller ones have too")
     finite = all(value.isfinite().all() for value in network.blobs(fed).values())
-    if not finite or not real:
-        pytest.skip("not finite here, or no real input")
+    if not finite or not real or case_of(folder) in KINKED:
+        pytest.skip("not finite here, at a kink, or no real input")
 
     def outputs(*values: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip([*real, *parameters], values, strict=True))

@@ -159,7 +159,7 @@ def test_batch_normalisation_of_clips() -> None:
     """P3D's BN keeps four arrays of (1, C)."""
     layer = (
         'layer { name: "y" type: "BN" bottom: "data" top: "y" '
-        'bn_param { slope_filler { type: "constant" value: 2 } bias_filler { type: "constant" value: 1 } frozen: true } }'
+        'bn_param { slope_filler { type: "constant" value: 2 } bias_filler { type: "constant" } frozen: true } }'
     )
     arrays = [np.array([[2.0, 3, 4]]), np.array([[1.0, 0, -1]]), np.array([[0.5, 0, 1]]), np.array([[4.0, 1, 9]])]
     blobs = [message(7, packed(5, array.ravel()), shape(*array.shape)) for array in arrays]
@@ -171,7 +171,11 @@ def test_batch_normalisation_of_clips() -> None:
 
 REFUSED = [
     pytest.param(
-        pool_c3d("v1.0", pool="MAX", kernel_size=3, kernel_depth=2, pad=1), CLIP, ShapeError, "MAX pooling", id="MAX, pad"
+        pool_c3d("v1.0", pool="MAX", kernel_size=3, kernel_depth=2, pad=1),
+        CLIP,
+        ShapeError,
+        "MAX pooling",
+        id="MAX, pad",
     ),
     pytest.param(
         pool_c3d("v1.0", pool="AVE", kernel_size=2, kernel_depth=1, stride=2, pad=1),
@@ -181,7 +185,8 @@ REFUSED = [
     pytest.param(pool_c3d("v1.0", kernel_size=2), CLIP, ShapeError, "kernel 0 x 2 x 2", id="no depth"),
     pytest.param(pool_p3d(kernel_size=2, kernel_l=2), CLIP[:4], ShapeError, "wants 5 axes", id="a picture"),
     pytest.param(
-        'layers { name: "y" type: CONVOLUTION3D bottom: "data" top: "y" convolution_param { num_output: 2 kernel_size: 1 } }',
+        'layers { name: "y" type: CONVOLUTION3D bottom: "data" top: "y" '
+        "convolution_param { num_output: 2 kernel_size: 1 } }",
         *(CLIP, ShapeError, "kernel_depth and temporal_stride must be given"),
         id="convolution without depth",
     ),
@@ -206,8 +211,8 @@ def test_onnx_and_source_give_the_same(tmp_path) -> None:
         'kernel_size: 3 kernel_depth: 2 pad: 1 weight_filler { type: "xavier" } } }'
         'layer { name: "p" type: "Pooling3D" bottom: "c" top: "p" pooling3d_param { kernel_size: 2 stride: 2 '
         "kernel_depth: 2 temporal_stride: 2 } }"
-        'layer { name: "q" type: "Pooling3D" bottom: "p" top: "q" pooling3d_param { pool: AVE kernel_size: 2 kernel_depth: 2'
-        " temporal_stride: 2 } }"
+        'layer { name: "q" type: "Pooling3D" bottom: "p" top: "q" pooling3d_param { pool: AVE kernel_size: 2 '
+        "kernel_depth: 2 temporal_stride: 2 } }"
     )
     network = caffeport.load(net(layers))
     x = torch.randn(CLIP)

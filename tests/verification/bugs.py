@@ -1,12 +1,12 @@
 """Mistakes that converters make, to be put into a right net: each as a changed module or input, and what should be said of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from caffeport.graph import Step
 from caffeport.network import Network
@@ -17,12 +17,14 @@ FACTOR = 999.982  # of BatchNorm, as Caffe's training leaves it
 
 @dataclass(frozen=True)
 class Bug:
-    """`make(module, step)` gives the wrong module, or None where the layer cannot have this bug. `cause`: words of the diagnosis."""
+    """`make(module, step)` gives the wrong module, or None where the layer cannot have this bug.
+
+    cause  words that the diagnosis must hold, as a regular expression
+    """
 
     name: str
     make: Callable[[Any, Step], nn.Module | None]
-    cause: str = ""
-    shows: bool = True  # in the arithmetic; else the weights' comparison alone has to find it
+    cause: str
 
 
 def _changed(module: nn.Module, **tensors: Any) -> nn.Module:
@@ -33,9 +35,9 @@ def _changed(module: nn.Module, **tensors: Any) -> nn.Module:
     return new
 
 
-def _matrix(module: nn.Module) -> torch.Tensor | None:
+def _matrix(module: nn.Module) -> Tensor | None:
     weight = getattr(module, "weight", None)
-    return weight.detach().clone() if isinstance(weight, torch.Tensor) and weight.dim() >= 2 else None
+    return weight.detach().clone() if isinstance(weight, Tensor) and weight.dim() >= 2 else None
 
 
 def one_weight(module: Any, step: Step) -> nn.Module | None:
@@ -49,7 +51,7 @@ def one_weight(module: Any, step: Step) -> nn.Module | None:
 
 def one_bias(module: Any, step: Step) -> nn.Module | None:
     bias = getattr(module, "bias", None)
-    if not isinstance(bias, torch.Tensor) or not bias.any():
+    if not isinstance(bias, Tensor) or not bias.any():
         return None
     bias = bias.detach().clone()
     bias[bias.abs().argmax()] = 0
@@ -58,7 +60,7 @@ def one_bias(module: Any, step: Step) -> nn.Module | None:
 
 def no_bias(module: Any, step: Step) -> nn.Module | None:
     bias = getattr(module, "bias", None)
-    return _changed(module, bias=torch.zeros_like(bias)) if isinstance(bias, torch.Tensor) and bias.any() else None
+    return _changed(module, bias=torch.zeros_like(bias)) if isinstance(bias, Tensor) and bias.any() else None
 
 
 def eps(module: Any, step: Step) -> nn.Module | None:
@@ -99,12 +101,7 @@ def groups(module: Any, step: Step) -> nn.Module | None:
 
 
 def floor(module: Any, step: Step) -> nn.Module | None:
-    if not getattr(module, "ceil_mode", False):
-        return None
-    kernel, stride, pad = step.layer.window(2)  # type: ignore[attr-defined]
-    sizes = zip(step.bottoms[0].shape[2:], kernel, stride, pad, strict=True)
-    fits = all(i is not None and (i + 2 * p - k) % s == 0 for i, k, s, p in sizes)
-    return None if fits else _changed(module, ceil_mode=False)
+    return _changed(module, ceil_mode=False) if getattr(module, "ceil_mode", False) else None
 
 
 def divisor(module: Any, step: Step) -> nn.Module | None:
@@ -137,14 +134,17 @@ BUGS = [
 ]
 
 
-def injected(network: Network) -> Iterator[tuple[Bug, Step]]:
-    """Put each bug into each layer that can have it, one at a time, and take it out again."""
+def injected(network: Network, bottoms: Mapping[str, Tensor]) -> Iterator[tuple[Bug, Step]]:
+    """Put each bug into each layer that can have it, one at a time, and take it out again.
+
+    bottoms  each layer's first one, by layer key: a layer whose output does not change with the bug does not have it
+    """
     for bug in BUGS:
         for step in network.graph.steps:
             name = network.names[step.key]
             right = network.get_submodule(name)
             wrong = bug.make(right, step)
-            if wrong is None or _same(right, wrong):
+            if wrong is None or (step.key in bottoms and _same(right, wrong, step, bottoms[step.key], network)):
                 continue
             network._modules[name] = wrong
             try:
@@ -153,12 +153,11 @@ def injected(network: Network) -> Iterator[tuple[Bug, Step]]:
                 network._modules[name] = right
 
 
-def _same(right: nn.Module, wrong: nn.Module) -> bool:
-    """Whether the change changes nothing here, such as rounding numbers that are short already."""
+def _same(right: nn.Module, wrong: nn.Module, step: Step, bottom: Tensor, network: Network) -> bool:
+    """Whether nobody can tell: equal numbers in the module, and outputs that differ by less than float32's rounding."""
     state, other = right.state_dict(), wrong.state_dict()
-    return repr(right) == repr(wrong) and all(torch.equal(state[name], other[name]) for name in state) and vars_alike(right, wrong)
-
-
-def vars_alike(right: nn.Module, wrong: nn.Module) -> bool:
-    plain = lambda module: {n: v for n, v in vars(module).items() if isinstance(v, int | float | str | tuple)}  # noqa: E731
-    return plain(right) == plain(wrong)
+    if not all(torch.equal(state[name], other[name]) for name in state):
+        return False
+    with torch.no_grad():
+        a, b = (network.run_step(step, [bottom], torch.float64, module=module)[0] for module in (right, wrong))
+    return a.shape == b.shape and float((a - b).norm()) <= 1e-6 * float(a.norm())
