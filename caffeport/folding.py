@@ -1,12 +1,11 @@
-"""A network with fewer layers and the same function: what only multiplies and adds per channel goes into the layer before.
+"""A network with fewer layers and the same function.
 
-BatchNorm, Scale and Bias after a convolution or a matrix product become part of its weights; Dropout and Split, which do
-nothing in TEST phase, go. Convolutions are laid out channels last where that is faster. The folded network is for running:
-its weights are no longer the file's.
+What only multiplies and adds per channel (BatchNorm, Scale, Bias) goes into the weights of the convolution or matrix
+product before it; Dropout and Split, which do nothing in TEST phase, go. Convolutions are laid out channels last, which
+is faster on a CPU. The folded network is for running: its weights are no longer the file's.
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from .layers import Layer
 from .modules.normalization import Bias, Scale
 
 if TYPE_CHECKING:
-    from .network import Network
+    from .network import Network, View
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -28,17 +27,23 @@ def folded(network: "Network") -> "Network":
     """A new Network of the same function; layers that nothing was folded into share their weights with the old one."""
     from .network import Network
 
-    return Network(*_Folder(network).fold())
+    result = Network(*_Folder(network).fold())
+    result.source_files = network.source_files
+    return result
 
 
 class _Folder:
     def __init__(self, network: "Network") -> None:
         self.network = network
         self.graph = network.graph
-        self.modules: dict[str, nn.Module] = {step.key: network.get_submodule(network.names[step.key]) for step in self.graph.steps}
+        self.modules: dict[str, nn.Module] = {
+            step.key: network.get_submodule(network.names[step.key]) for step in self.graph.steps
+        }
         self.steps: list[Step] = []
         self.same: dict[Value, Value] = {}  # what a removed layer wrote -> what it read
-        self.folds: dict[str, tuple[Tensor, Tensor]] = {}  # layer key -> factor and shift of each output channel, float64
+        self.folds: dict[
+            str, tuple[Tensor, Tensor]
+        ] = {}  # layer key -> factor and shift of each output channel, float64
         owners: dict[int, int] = {}
         for tensor in (p for module in self.modules.values() for p in module.parameters()):
             owners[id(tensor)] = owners.get(id(tensor), 0) + 1
@@ -46,7 +51,7 @@ class _Folder:
         self.shared = {*network._views, *viewed}
         self.shared |= {key for key, m in self.modules.items() if any(owners[id(p)] > 1 for p in m.parameters())}
 
-    def fold(self) -> tuple[Graph, dict[str, nn.Module], Mapping[str, Mapping[str, object]]]:
+    def fold(self) -> tuple[Graph, dict[str, nn.Module], dict[str, dict[str, "View"]]]:
         readers: dict[Value, int] = {}
         for step in self.graph.steps:
             for value in step.reads:
@@ -74,7 +79,8 @@ class _Folder:
             steps=self.steps,
             blobs={name: operand for name, operand in blobs.items() if set(operand.values) <= written},
         )
-        return graph, {step.key: self.modules[step.key] for step in self.steps}, self.network._views
+        views = {key: dict(held) for key, held in self.network._views.items()}
+        return graph, {step.key: self.modules[step.key] for step in self.steps}, views
 
     def _now(self, operand: Operand) -> Operand:
         like = operand.like
@@ -96,8 +102,7 @@ class _Folder:
         return True
 
     def _finish(self) -> None:
-        """Give every layer that took others its new weights, and lay convolutions out for speed."""
-        last = channels_last_pays([self.modules[step.key] for step in self.steps])
+        """Give every layer that took others its new weights, and lay convolutions out channels last."""
         for i, step in enumerate(self.steps):
             module = self.modules[step.key]
             if step.key in self.folds:
@@ -105,14 +110,19 @@ class _Folder:
                 self.steps[i] = replace(step, layer=_with_bias(step.layer, [top.blob for top in step.tops]))
                 shapes = [operand.shape for operand in step.bottoms]
                 blobs = tuple(self.steps[i].layer.blobs(shapes))
-                self.steps[i] = replace(self.steps[i], blobs=blobs, owners=tuple((step.key, n) for n in range(len(blobs))))
-            if last and isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and step.key not in self.shared:
+                self.steps[i] = replace(
+                    self.steps[i], blobs=blobs, owners=tuple((step.key, n) for n in range(len(blobs)))
+                )
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and step.key not in self.shared:
                 module = _replaced(module, weight=module.weight.detach().contiguous(memory_format=torch.channels_last))
             self.modules[step.key] = module
 
 
 def affine(module: nn.Module, rank: int) -> tuple[Tensor, Tensor] | None:
-    """Factor and shift of each channel (axis 1), float64, where the module does nothing else; `rank`: the axes of its input."""
+    """Factor and shift of each channel (axis 1), float64, where the module does nothing else.
+
+    rank  number of axes of its input
+    """
     if isinstance(module, NORMS):
         if module.running_mean is None or module.running_var is None:
             return None
@@ -132,7 +142,7 @@ def affine(module: nn.Module, rank: int) -> tuple[Tensor, Tensor] | None:
 
 def with_affine(module: nn.Module, factor: Tensor, shift: Tensor) -> nn.Module:
     """A convolution or matrix product whose outputs are multiplied and shifted, one number for each output channel."""
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment, operator]
+    weight: Tensor = module.weight.detach()  # type: ignore[operator]
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         groups = module.groups  # (C, outputs / groups, ...), group by group
         split = weight.reshape(groups, -1, *weight.shape[1:]).double()
@@ -140,13 +150,8 @@ def with_affine(module: nn.Module, factor: Tensor, shift: Tensor) -> nn.Module:
         new = (split * laid).reshape(weight.shape)
     else:
         new = weight.double() * factor.reshape(-1, *(1,) * (weight.dim() - 1))
-    bias = module.bias.detach().double() * factor + shift if module.bias is not None else shift  # type: ignore[operator, union-attr]
+    bias = module.bias.detach().double() * factor + shift if module.bias is not None else shift  # type: ignore[operator]
     return _replaced(module, weight=new.to(weight.dtype), bias=bias.to(weight.dtype))
-
-
-def channels_last_pays(modules: list[nn.Module]) -> bool:
-    """Whether convolutions run faster with the channels innermost: not where a layer between wants whole planes."""
-    return any(isinstance(module, nn.Conv2d) for module in modules)
 
 
 def _with_bias(layer: Layer, tops: list[str]) -> Layer:
@@ -161,5 +166,8 @@ def _with_bias(layer: Layer, tops: list[str]) -> Layer:
 def _replaced(module: nn.Module, **tensors: Tensor) -> nn.Module:
     """The module with other tensors, the old one left as it is."""
     new = copy.copy(module)
-    new._parameters = {**module._parameters, **{name: nn.Parameter(t, requires_grad=False) for name, t in tensors.items()}}
+    new._parameters = {
+        **module._parameters,
+        **{name: nn.Parameter(t, requires_grad=False) for name, t in tensors.items()},
+    }
     return new

@@ -258,6 +258,8 @@ class _Builder:
         for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
             in_place = i < len(spec.bottom) and spec.bottom[i] == name
             home = operands[i].value if in_place else operands[0].value if shares else None
+            if in_place and list(spec.bottom).count(name) > 1:
+                raise ShapeError(f"{layer}: works in place on {name!r}, which it also reads twice; Caffe refuses that")
             if in_place and (other := self.readers.get(operands[i].like or operands[i].value)):
                 raise ShapeError(
                     f"{layer}: works in place on {name!r}, which layer {other!r} also reads before; Caffe refuses that"
@@ -284,7 +286,7 @@ class _Builder:
         entry = self.stored.get(spec.name)
         if entry and entry.blobs and not entry.blobs[0].legacy:
             return (None,) * max(len(entry.blobs[0].shape), 2)
-        return (None,) * 4
+        return (None,) * (5 if spec.type.upper().endswith("3D") else 4)  # C3D's clips
 
     def _input(self, name: str, shape: Shape, layer: Layer | None = None) -> None:
         for size in shape:

@@ -102,6 +102,7 @@ def assemble(description: Description, *, strict: bool = True, allow_nonfinite: 
     weights = description.weights
     copier = Copier(weights.release if weights else None)
     network = network_of(description.graph, state, copier)
+    network.source_files = tuple(file.path for file in description.files)
     if not allow_nonfinite:
         copier.refuse_nonfinite()
     network.description = description

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Network(nn.Module):
 
     graph: Graph
     names: dict[str, str]
+    source_files: tuple[str, ...] = ()  # where it was read from
     description: Description | None = None  # the files that it was made from
 
     def __init__(
@@ -103,7 +105,7 @@ class Network(nn.Module):
         return Network(graph, modules, self._views)
 
     def folded(self) -> "Network":
-        """A faster network of the same function: see caffeport.folding. Its layers are fewer and its weights not the file's."""
+        """A faster network of the same function, with fewer layers; its weights are no longer the file's."""
         from .folding import folded
 
         return folded(self)
@@ -205,10 +207,11 @@ class Network(nn.Module):
                 f"the net takes {_listing(self.inputs)}"
                 + (f"; not given: {_listing(missing)}" if missing else "")
                 + (f"; not an input: {_listing(unknown)}" if unknown else "")
+                + (self._written(unknown) if inner else "")
                 + (f"; {len(args)} arrays were given" if len(args) > len(graph.inputs) else "")
             )
         values: list[Any] = [None] * graph.slots
-        like = next(self.parameters(), None)
+        like = next(filter(Tensor.is_floating_point, chain(self.parameters(), self.buffers())), None)
         shapes: dict[Value, Shape] = {}
         for name, array in fed.items():
             value, x = places[name], _tensor(array, like)
@@ -217,6 +220,12 @@ class Network(nn.Module):
         if not torch.compiler.is_compiling():
             self._check(shapes)
         return values
+
+    def _written(self, names: Sequence[str]) -> str:
+        """What those of `names` that are layers write, for an error; "" where none is one."""
+        tops = {step.key: [top.key for top in step.tops] for step in self.graph.steps}
+        layers = [f"; {name!r} is a layer, which writes {_listing(tops[name])}" for name in names if name in tops]
+        return "".join(layers[:3])
 
     def _check(self, shapes: dict[Value, Shape]) -> None:
         """Once for each new set of shapes: does every layer accept what it would get?"""

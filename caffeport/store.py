@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 from . import __version__
 from .description import Description, describe
-from .errors import FormatError, InputError
+from .errors import FormatError, InputError, UnsupportedLayer
 from .formats import MeanImage, Readable, StoredBlob, StoredLayer, Weights, read, read_mean
 from .formats.schema import Message
 from .graph import Step, build
@@ -83,12 +83,16 @@ def convert(
     salvage: bool = False,
     allow_nonfinite: bool = False,
     reference: Any = None,
+    onnx: bool = False,
+    source: bool = False,
 ) -> Converted:
     """Convert a net and its weights into a folder for `caffeport.load`. What only training needs is cut.
 
     mean    a mean image (.binaryproto, .npy, .mat), kept for preprocessing
     force   replace a folder that caffeport wrote before
     reference  what `caffeport.verify` takes: the net is compared first, and written, with the report, only if it passes
+    onnx    write model.onnx too, proved by a run in onnxruntime; where ONNX cannot hold the net, that is a warning
+    source  write model.py too, the net as plain PyTorch
     Other arguments as `caffeport.load`. The folder appears whole, under its name, or not at all.
     """
     target = Path(folder)
@@ -118,7 +122,7 @@ def convert(
     sizes: dict[str, int] = {}
     if report is None or report.passed:
         mean_image = read_mean(mean) if mean is not None else None
-        sizes = write_folder(target, network, description, mean_image, force=force, report=report)
+        sizes = write_folder(target, network, description, mean_image, force=force, report=report, onnx=onnx, source=source)
         clock["write"] = time.perf_counter()
     names = list(clock)
     seconds = {b: clock[b] - clock[a] for a, b in pairwise(names)}
@@ -127,7 +131,7 @@ def convert(
 
 def write_folder(
     target: Path, network: Network, description: Description, mean: MeanImage | None, *, force: bool,
-    report: "Report | None" = None,
+    report: "Report | None" = None, onnx: bool = False, source: bool = False,
 ) -> dict[str, int]:
     """Write the folder beside its place and rename it. Returns the size of each file in bytes."""
     _check_target(target, force)
@@ -146,6 +150,8 @@ def write_folder(
             (partial / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
             (partial / "report.html").write_text(report.to_html(), encoding="utf-8")
         (partial / README).write_text(_readme(target.name, network, facts), encoding="utf-8")
+        if onnx or source:
+            description.warnings += _export(network, partial, onnx, source)
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         _flush(partial)
         if target.exists():
@@ -165,6 +171,21 @@ def write_folder(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return sizes
+
+
+def _export(network: Network, folder: Path, onnx: bool, source: bool) -> list[str]:
+    """Write model.onnx and model.py where the net has such a form; what it lacks is a warning."""
+    from .export.onnx import export_onnx
+    from .export.source import export_source
+
+    warnings = []
+    for wanted, export, name in ((onnx, export_onnx, "model.onnx"), (source, export_source, "model.py")):
+        try:
+            if wanted:
+                export(network, folder / name)  # type: ignore[operator]
+        except UnsupportedLayer as error:
+            warnings.append(f"{name} was not written: {error}")
+    return warnings
 
 
 def _check_target(target: Path, force: bool) -> None:

@@ -54,7 +54,8 @@ def renamed(weights: Weights, pairs: Mapping[str, str], layers: Collection[str],
 
 def found(weights: Weights, pairs: Mapping[str, str], graph: Graph, path: str) -> tuple[Weights, list[str]]:
     """The weights, with the only arrays that can be meant where `pairs` has a layer that the file lacks; and notes."""
-    held, notes = weights.by_name(), []
+    held = weights.by_name()
+    notes: list[str] = []
     for step in graph.steps:
         if step.key not in pairs or step.key in held:
             continue
@@ -73,7 +74,8 @@ def found(weights: Weights, pairs: Mapping[str, str], graph: Graph, path: str) -
 
 def hints(weights: Weights, graph: Graph) -> list[str]:
     """For the first layers without arrays, the unused ones of the file that could be their own."""
-    held, notes = weights.by_name(), []
+    held = weights.by_name()
+    notes: list[str] = []
     unused: dict[tuple[int, ...], list[StoredLayer]] = {}
     for entry in _unused(weights, graph):
         unused.setdefault(_counts(entry), []).append(entry)

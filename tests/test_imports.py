@@ -23,7 +23,8 @@ MAY_IMPORT = {  # part of the package -> parts that it may import, beside itself
     "description": {"errors", "formats", "layers", "graph", "alignment", "surgery"},
     "preprocess": {"errors", "formats"},
     "fillers": {"errors", "formats", "layers"},
-    "network": {"errors", "formats", "layers", "graph", "description"},
+    "network": {"errors", "formats", "layers", "graph", "description", "folding"},
+    "folding": {"layers", "modules", "graph", "network"},
 }
 WITHOUT_TORCH = (
     *("__init__", "__main__", "alignment", "cli", "description", "errors", "fillers", "formats", "graph", "layers"),

@@ -50,6 +50,8 @@ def test_a_blob_with_layers_in_place_starts_after_them_and_its_writer_before_the
 def test_an_unknown_blob_names_the_inputs(network, data) -> None:
     with pytest.raises(InputError, match=r"takes 'data', 'label'.* not an input: 'pool9'"):
         network.blobs({"pool9": data})
+    with pytest.raises(InputError, match=r"not an input: 'relu1'; 'relu1' is a layer, which writes 'relu1::conv1'"):
+        network.blobs({"relu1": data})
 
 
 def test_without_labels_what_judges_is_left_out(network, data) -> None:

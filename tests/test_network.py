@@ -349,6 +349,11 @@ def test_double_is_closer_to_the_truth(network: Network, x: Tensor) -> None:
     torch.testing.assert_close(network(x).double(), exact, rtol=1e-5, atol=1e-7)
 
 
+def test_a_net_of_buffers_alone_has_their_type(x: Tensor) -> None:
+    network = load(DATA + layer("bn", "BatchNorm", "data", "bn")).double()
+    assert network(x).dtype == torch.float64
+
+
 def test_half(network: Network, x: Tensor) -> None:
     halved = deepcopy(network).half()(x)
     assert halved.dtype == torch.float16

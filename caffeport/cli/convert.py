@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     "--reference", metavar="NPZ|caffe:PYTHON|opencv",
     help="Verify first, as `caffeport verify` does, and write only what passes, with the report.",
 )
+@click.option("--onnx/--no-onnx", default=True, show_default=True, help="Write model.onnx too.")
+@click.option("--source", is_flag=True, help="Write model.py too, the net as plain PyTorch.")
 @click.option("--force", is_flag=True, help="Replace a folder that caffeport wrote before.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 def convert(

@@ -2,24 +2,38 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import InputError
 from .options import load_options
 
+if TYPE_CHECKING:
+    from ..network import Network
+    from ..preprocess import Preprocessing
+
 
 @click.command()
 @load_options
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="What to write: .onnx, .py or .pt2.")
-@click.option("--opset", type=click.IntRange(19, 23), default=20, show_default=True, help="Version of ONNX's operators.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="What to write: .onnx, .py or .pt2."
+)
+@click.option(
+    "--opset", type=click.IntRange(19, 23), default=20, show_default=True, help="Version of ONNX's operators."
+)
 @click.option("--batch", default="N", show_default=True, help="Batch size: a number, or a name for an open one.")
 @click.option("--dynamic-spatial", is_flag=True, help="Leave height and width open.")
-@click.option("--outputs", metavar="BLOB,...", help="Blobs to give, by name or as layer::top; the net is cut after them.")
+@click.option(
+    "--outputs", metavar="BLOB,...", help="Blobs to give, by name or as layer::top; the net is cut after them."
+)
 @click.option("--all-blobs", is_flag=True, help="Give every blob.")
-@click.option("--fold", is_flag=True, help="Fold BatchNorm and Scale into the layers before them; drop Dropout and Split.")
-@click.option("--with-preprocessing", is_flag=True, help="Take uint8 RGB pictures and prepare them inside of the model.")
+@click.option(
+    "--fold", is_flag=True, help="Fold BatchNorm and Scale into the layers before them; drop Dropout and Split."
+)
+@click.option(
+    "--with-preprocessing", is_flag=True, help="Take uint8 RGB pictures and prepare them inside of the model."
+)
 @click.option("--layout", type=click.Choice(["NHWC", "NCHW"]), default="NHWC", help="Of those pictures.")
 @click.option("--mean", metavar="FILE|B,G,R", help="Mean picture, or one value a channel, in the net's channel order.")
 @click.option("--scale", type=float, default=1.0, help="Factor after the mean.")
@@ -55,19 +69,17 @@ def export(
     from ..loading import load
 
     network = load(net, weights, **how)
-    if fold:
-        network = network.folded()
     sizes = int(batch) if batch.isascii() and batch.isdigit() else batch
     if output.suffix == ".py":
         from ..export.source import export_source
 
-        made = export_source(network, output, prove=prove)
+        made = export_source(network.folded() if fold else network, output, prove=prove)
         click.echo(f"{click.format_filename(output)}: class {made.name}, {made.lines} lines")
         return
     if output.suffix == ".pt2":
         from ..export.pt2 import export_pt2
 
-        export_pt2(network, output, batch=sizes)
+        export_pt2(network.folded() if fold else network, output, batch=sizes)
         click.echo(f"{click.format_filename(output)}: {output.stat().st_size:,} bytes")
         return
 
@@ -85,29 +97,29 @@ def export(
         outputs=wanted,
         preprocess=_preprocessing(network, mean, scale, not rgb) if with_preprocessing else None,
         layout=layout,
+        fold=fold,
         prove=prove,
     )
     for note in done.notes:
         click.echo(f"note: {note}", err=True)
     if done.report is not None:
         click.echo(f"onnxruntime beside the network: {done.report.verdict}")
-    click.echo(f"{click.format_filename(output)}: {done.nodes} nodes, opset {done.opset}, {output.stat().st_size:,} bytes")
+    click.echo(
+        f"{click.format_filename(output)}: {done.nodes} nodes, opset {done.opset}, {output.stat().st_size:,} bytes"
+    )
 
 
-def _preprocessing(network: Any, mean: str | None, scale: float, bgr: bool) -> Any:
-    """From the options, and the transform_param of the net's data layer where they say nothing."""
+def _preprocessing(network: "Network", mean: str | None, scale: float, bgr: bool) -> "Preprocessing":
+    """From the options; a mean picture larger than the net's input is cropped to it."""
     from ..formats import read_mean
     from ..preprocess import Preprocessing
 
-    picture, values = None, 0.0 if mean is None else None
-    if mean is not None:
-        words = mean.split(",")
-        if all(re.fullmatch(r"-?\d+(\.\d*)?", word.strip()) for word in words):
-            values = tuple(map(float, words))
-        else:
-            picture = read_mean(mean).array
-    crop = None
-    if picture is not None and picture.ndim == 3:
-        own = next((shape[2:] for shape in network.inputs.values() if len(shape) == 4), None)
-        crop = None if own is None or None in own or own == picture.shape[1:] else tuple(own)
-    return Preprocessing(mean=values if picture is None else picture, scale=scale, crop=crop, bgr=bgr)
+    if mean is None:
+        return Preprocessing(scale=scale, bgr=bgr)
+    words = [word.strip() for word in mean.split(",")]
+    if all(re.fullmatch(r"-?\d+(\.\d*)?", word) for word in words):
+        return Preprocessing(tuple(map(float, words)), scale, bgr=bgr)
+    picture = read_mean(mean).array
+    own = next((shape[2:] for shape in network.inputs.values() if len(shape) == 4), ())
+    crop = (own[0], own[1]) if len(own) == 2 and own[0] and own[1] and picture.shape[1:] not in ((), own) else None
+    return Preprocessing(picture, scale, crop, bgr)

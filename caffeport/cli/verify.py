@@ -19,19 +19,38 @@ if TYPE_CHECKING:
 @load_options
 @deploy_option
 @click.option(
-    "--reference", required=True, metavar="NPZ|caffe:PYTHON|opencv",
+    "--reference",
+    required=True,
+    metavar="NPZ|caffe:PYTHON|opencv",
     help="What to compare with: an .npz file of arrays by layer::top or blob name (see dump-script), or who is to compute them now.",
 )
-@click.option("--inputs", "arrays", metavar="NPZ", help="An .npz file with the inputs, where the reference does not hold them.")
-@click.option("--device", default="cpu", show_default=True, help="Where the layers under test run: cpu, cuda, cuda:1, ...")
 @click.option(
-    "--precision", "precisions", default="ieee", show_default=True,
+    "--inputs", "arrays", metavar="NPZ", help="An .npz file with the inputs, where the reference does not hold them."
+)
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where the layers under test run: cpu, cuda, cuda:1, ..."
+)
+@click.option(
+    "--precision",
+    "precisions",
+    default="ieee",
+    show_default=True,
     help="ieee, tf32, bf16 or fp16, with commas between. The first is judged; all give a line of the precision table.",
 )
-@click.option("--limits", default="16,32", show_default=True, help="Largest ratios to float32's noise that pass: of rms, of the largest error.")
+@click.option(
+    "--limits",
+    default="16,32",
+    show_default=True,
+    help="Largest ratios to float32's noise that pass: of rms, of the largest error.",
+)
 @click.option("--fail-fast", is_flag=True, help="Stop at the first layer that fails.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML page.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), help="Write the report as JSON; - prints it.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Write the report as JSON; - prints it.",
+)
 def verify(
     net: str, weights: str | None, reference: str, arrays: str | None, device: str, precisions: str, limits: str, fail_fast: bool,
     html: Path | None, json_file: Path | None, **how: Any,
@@ -80,7 +99,9 @@ def print_report(report: "Report") -> None:
         for tensor, how in entry.differs.items():
             click.echo(f"\n{visible(entry.layer)}: {tensor} is not what the file's arrays give: {how}")
     for cause in report.causes:
-        effect = "" if cause.after == cause.before else f" (ratio {cause.before:.3g}; supposing this, {cause.after:.3g})"
+        effect = (
+            "" if cause.after == cause.before else f" (ratio {cause.before:.3g}; supposing this, {cause.after:.3g})"
+        )
         click.echo(f"probable cause: {cause.what}{effect}")
     for problem in report.wiring:
         click.echo(f"wiring: {problem}")
@@ -91,7 +112,9 @@ def print_report(report: "Report") -> None:
              "" if p.top1 is None else f"{p.top1:.0%}"]
             for p in report.precisions
         ]  # fmt: skip
-        print_table(("precision", "output", "ratio", "largest error", "best class agrees"), rows, {"ratio", "largest error"})
+        print_table(
+            ("precision", "output", "ratio", "largest error", "best class agrees"), rows, {"ratio", "largest error"}
+        )
     for note in report.notes:
         click.echo(f"note: {note}")
     _summary(report)
@@ -100,7 +123,15 @@ def print_report(report: "Report") -> None:
 def _line(report: "Report", row: "LayerResult") -> list[str]:
     judgement, growth = row.judgement, row.growth
     agrees, grows = row.agrees(report.limits), row.grows_well(report.limits)
-    sign = "FAIL" if agrees is False and not row.fault or grows is False else "fault" if agrees is False else "ok" if agrees else "-"
+    sign = (
+        "FAIL"
+        if agrees is False and not row.fault or grows is False
+        else "fault"
+        if agrees is False
+        else "ok"
+        if agrees
+        else "-"
+    )
     judged = {"alone": "alone", "segment": f"with {len(row.segment) - 1} before", "no": row.reason}[row.judged]
     return [
         sign, visible(row.layer), row.type, "x".join(map(str, row.shape)),
@@ -116,21 +147,35 @@ def _in_full(row: "LayerResult") -> str:
         lines.append(f"  run together: {', '.join(map(visible, row.segment))}")
     if row.judgement:
         j = row.judgement
-        lines.append(f"  ratio to float32's noise {j.ratio:.3g} (reference {j.reference:.3g}, device {j.device:.3g}); by the largest error {j.ratio_max:.3g}")
-        lines.append(f"  relative L2 {j.relative_l2:.3g}, cosine {j.cosine:.9g}, {j.bits:.1f} bits left, {j.ulp:.3g} ULP at most")
+        lines.append(
+            f"  ratio to float32's noise {j.ratio:.3g} (reference {j.reference:.3g}, device {j.device:.3g}); by the largest error {j.ratio_max:.3g}"
+        )
+        lines.append(
+            f"  relative L2 {j.relative_l2:.3g}, cosine {j.cosine:.9g}, {j.bits:.1f} bits left, {j.ulp:.3g} ULP at most"
+        )
         lines.append(f"  largest error {j.largest_error:.4g} at {j.at}; NaN or Inf on one side only: {j.strange}")
         for name, m in (("ours", j.ours), ("reference", j.theirs)):
-            lines.append(f"  {name:9} mean {m.mean:.5g}, SD {m.sd:.5g}, {m.low:.5g} to {m.high:.5g}, {m.nan} NaN, {m.inf} Inf")
+            lines.append(
+                f"  {name:9} mean {m.mean:.5g}, SD {m.sd:.5g}, {m.low:.5g} to {m.high:.5g}, {m.nan} NaN, {m.inf} Inf"
+            )
     if row.growth:
-        lines.append(f"  from the input on: ratio {row.growth.ratio:.3g}, relative error {row.growth.error:.3g}, noise {row.growth.noise:.3g}")
+        lines.append(
+            f"  from the input on: ratio {row.growth.ratio:.3g}, relative error {row.growth.error:.3g}, noise {row.growth.noise:.3g}"
+        )
     return "\n".join(lines)
 
 
 def _summary(report: "Report") -> None:
     wrong = sum(bool(entry.differs) for entry in report.weights)
-    held = f"{len(report.weights) - wrong} of {len(report.weights)} layers' weights equal the file's" if report.weights else "weights not compared"
+    held = (
+        f"{len(report.weights) - wrong} of {len(report.weights)} layers' weights equal the file's"
+        if report.weights
+        else "weights not compared"
+    )
     click.echo(f"\n{report.verdict}")
-    click.echo(f"largest ratio {report.needed.rms:.3g} (limit {report.limits.rms:g}), by the largest error {report.needed.largest:.3g} ({report.limits.largest:g}); {held}")
+    click.echo(
+        f"largest ratio {report.needed.rms:.3g} (limit {report.limits.rms:g}), by the largest error {report.needed.largest:.3g} ({report.limits.largest:g}); {held}"
+    )
     click.echo(f"beside {report.reference}, on {report.environment['device']}, {report.environment['precision']}")
 
 

@@ -110,7 +110,9 @@ class OnnxGraph:
         sequences: Sequence[OnnxValue],
         outputs: int,
     ) -> tuple[list[OnnxValue], list[OnnxValue]]:
-        """Walk along axis 0 of the sequences: `step` takes the state and each one's item, and gives the next state and outputs.
+        """Walk along axis 0 of the sequences.
+
+        `step` takes the state and each sequence's item, and gives the next state and the outputs.
 
         Gives the last state, and the outputs of all steps, stacked.
         """
@@ -172,7 +174,9 @@ class OnnxGraph:
         unknown = [axis for axis, n in enumerate(known) if n is None and axis not in copied]
         if not unknown:
             return self.reshape(x, [None if n == -1 else n for n in known], copied)
-        parts = [self.sizes(x, n, n + 1) if known[axis] is None else self.axes(known[axis]) for axis, n in enumerate(dims)]  # type: ignore[arg-type]
+        parts = [
+            self.sizes(x, n, n + 1) if size is None else self.axes(size) for n, size in zip(dims, known, strict=True)
+        ]
         return self.call("Reshape", x, self.call("Concat", *parts, axis=0))
 
     def filled_like(self, x: OnnxValue, value: float) -> OnnxValue:

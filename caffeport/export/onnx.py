@@ -1,5 +1,6 @@
 """A Network as an ONNX file: Caffe's own layers and names."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,7 @@ def export_onnx(
     outputs: Sequence[str] | None = None,
     preprocess: Preprocessing | None = None,
     layout: str = "NHWC",
+    fold: bool = False,
     prove: bool = True,
 ) -> OnnxExport:
     """Write the network as an ONNX model, proved equal to it before the file appears under its name.
@@ -61,20 +63,22 @@ def export_onnx(
     spatial   "dynamic": height and width stay open; (height, width): fixed; None: as the net declares
     outputs   blobs, or "layer::top" for what one layer wrote; None: the net's outputs
     preprocess  the model takes uint8 RGB pictures, `layout` NHWC or NCHW, and prepares them itself
+    fold      write `network.folded()`; it is compared with the network as it was
     prove     check the file and run it beside the network first
 
-    Raises UnsupportedLayer, naming all layers that ONNX cannot say; InputError for arguments that do not fit, and where the
-    file cannot be written.
+    Raises UnsupportedLayer, naming all layers that ONNX cannot say; InputError for arguments that do not fit, and where
+    the file cannot be written.
     """
     path = Path(path)
-    model = OnnxModel(network, opset, batch, spatial, outputs, preprocess and PictureInput(preprocess, layout))
+    picture = None if preprocess is None else PictureInput(preprocess, layout)
+    model = OnnxModel(network.folded() if fold else network, opset, batch, spatial, outputs, picture)
     report = None
     with appearing(path) as temporary:
         write_model(temporary, model.proto(), model.initializers())
         if prove:
             from .proof import prove as prove_file
 
-            report = prove_file(temporary, model)
+            report = prove_file(temporary, model, network)
     return OnnxExport(path, model.opset, len(model.nodes), model.inputs, model.outputs, model.notes, report)
 
 
@@ -95,11 +99,9 @@ class OnnxModel:
         self.network = network
         self.notes: list[str] = []
         graph = network.graph
-        self.targets = _targets(graph, graph.outputs if outputs is None else outputs)
-        needed = _needed(graph, self.targets.values())
-        self.sources = [value for value in graph.inputs if value in needed]
-        self.steps = [step for step in graph.steps if any(top in needed for top in step.tops)]
-        self.part = self._part()
+        self.part = part_of(graph, graph.outputs if outputs is None else outputs)
+        self.targets = {name: self.part.blobs[name] for name in self.part.outputs}
+        self.sources, self.steps = self.part.inputs, self.part.steps
         declared, self.shapes = self._shapes(batch, spatial)
         self.declared = declared
         self.onnx = OnnxGraph(network, opset)
@@ -122,15 +124,6 @@ class OnnxModel:
         self.opset = self._settled(opset)
         self.nodes = self.onnx.nodes
         self._name(taken)
-
-    def _part(self) -> Graph:
-        """The graph up to the outputs asked for."""
-        whole = self.network.graph
-        written = {*self.sources, *(top for step in self.steps for top in step.tops)}
-        blobs = {name: operand for name, operand in whole.blobs.items() if set(operand.values) <= written}
-        return replace(
-            whole, inputs=self.sources, steps=self.steps, blobs=blobs | self.targets, outputs=list(self.targets)
-        )
 
     # ---- shapes
 
@@ -158,7 +151,9 @@ class OnnxModel:
         """The input that takes pictures. Raises InputError where there is none, or more than one."""
         found = [value for value in self.sources if len(value.shape) == 4]
         if len(found) != 1:
-            raise InputError(f"preprocessing: the net has {len(found)} inputs of 4 axes; wanted is one that takes pictures")
+            raise InputError(
+                f"preprocessing: the net has {len(found)} inputs of 4 axes; wanted is one that takes pictures"
+            )
         return found[0]
 
     # ---- layers
@@ -177,7 +172,9 @@ class OnnxModel:
                 self.values[top] = value
         if refused:
             raise UnsupportedLayer(
-                "ONNX cannot hold this net whole: " + "; ".join(refused) + "; outputs=[...] or --outputs cuts the net before them"
+                "ONNX cannot hold this net whole: "
+                + "; ".join(refused)
+                + "; outputs=[...] or --outputs cuts the net before them"
             )
 
     def _see(self, operand: Operand) -> OnnxValue:
@@ -201,7 +198,9 @@ class OnnxModel:
         if self.onnx.required <= asked:
             return asked
         if asked != 20:
-            raise UnsupportedLayer(f"opset {asked} cannot say this net, opset {self.onnx.required} can: " + "; ".join(self.onnx.reasons))
+            raise UnsupportedLayer(
+                f"opset {asked} cannot say this net, opset {self.onnx.required} can: " + "; ".join(self.onnx.reasons)
+            )
         self.notes += [f"opset {self.onnx.required}: {reason}" for reason in self.onnx.reasons[:1]]
         return self.onnx.required
 
@@ -210,7 +209,9 @@ class OnnxModel:
     def _name(self, taken: set[str]) -> None:
         """Give every node and tensor its name, and every output a tensor of its own."""
         made = {value for node in self.nodes for value in node.outputs}
-        tops = {self.values[top]: top for step in reversed(self.steps) for top in step.tops}  # the first layer that gave it
+        tops = {
+            self.values[top]: top for step in reversed(self.steps) for top in step.tops
+        }  # the first layer that gave it
         for name, operand in self.targets.items():
             value = self._see_output(operand)
             shape = self.shapes[operand.like or operand.value]
@@ -265,7 +266,9 @@ class OnnxModel:
             helper.make_tensor_value_info(name, TensorProto.UINT8 if name == picture else TensorProto.FLOAT, shape)
             for name, shape in self.inputs.items()
         ]
-        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.outputs.items()]
+        outputs = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.outputs.items()
+        ]
         known = {*self.inputs, *self.outputs}
         between = {}
         for step in self.steps:
@@ -302,16 +305,17 @@ class OnnxModel:
         for value in self.sources:
             open_sizes = zip(self.declared[value], value.shape, strict=True)
             shapes[value.blob] = tuple(
-                n if isinstance(n, int) else 1 if axis == 0 else size or 224 for axis, (n, size) in enumerate(open_sizes)
+                n if isinstance(n, int) else 1 if axis == 0 else size or 224
+                for axis, (n, size) in enumerate(open_sizes)
             )
         return shapes
 
     def metadata(self) -> dict[str, str]:
         """Facts about the model, as text: where it comes from, and what its input means."""
         facts = {"model_name": self.network.graph.name}
-        sources = getattr(self.network, "sources", None)
-        if sources:
-            facts["sources"] = json.dumps(sources)
+        hashes = {Path(path).name: sha256_of(path) for path in self.network.source_files}
+        if any(hashes.values()):
+            facts["sources"] = json.dumps(hashes, sort_keys=True)
         if self.preprocess:
             facts["preprocessing"] = json.dumps(self.preprocess.to_dict())
         return facts
@@ -321,6 +325,15 @@ class OnnxModel:
         learned = [(w.value.name, w.shape, _values(w.tensor, w.shape)) for w in self.onnx.weights.values()]
         fixed = [(v.name, a.shape, _same(a)) for v, a, _ in self.onnx.constants]
         return [*learned, *fixed]
+
+
+def sha256_of(path: str) -> str | None:
+    """Hash of a file; None for what was given as bytes or as an open file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _values(tensor: Any, shape: tuple[int, ...]) -> Any:
@@ -340,7 +353,10 @@ def _node_proto(node: OnnxNode) -> Any:
         [value.name for value in node.outputs],
         name=node.name,
         doc_string=node.type,
-        **{name: _body_proto(value) if isinstance(value, OnnxBody) else value for name, value in node.attributes.items()},
+        **{
+            name: _body_proto(value) if isinstance(value, OnnxBody) else value
+            for name, value in node.attributes.items()
+        },
     )
 
 
@@ -354,14 +370,23 @@ def _body_proto(body: OnnxBody) -> Any:
     return helper.make_graph([_node_proto(node) for node in body.nodes], "step", inputs, outputs)
 
 
-def _targets(graph: Graph, names: Iterable[str]) -> dict[str, Operand]:
-    """The values that are to be outputs, by the names asked for."""
+def part_of(graph: Graph, names: Iterable[str]) -> Graph:
+    """The graph up to these values, which are its outputs: blobs, or "layer::top".
+
+    Raises InputError for unknown names.
+    """
     every = {top.key: Operand(top) for step in graph.steps for top in step.tops} | graph.blobs
     names = list(dict.fromkeys(names))
     unknown = [name for name in names if name not in every]
     if unknown or not names:
         raise InputError(f"outputs: the net has no blob {', '.join(map(repr, unknown)) or '(none was named)'}")
-    return {name: every[name] for name in names}
+    targets = {name: every[name] for name in names}
+    needed = _needed(graph, targets.values())
+    inputs = [value for value in graph.inputs if value in needed]
+    steps = [step for step in graph.steps if any(top in needed for top in step.tops)]
+    written = {*inputs, *(top for step in steps for top in step.tops)}
+    blobs = {name: operand for name, operand in graph.blobs.items() if set(operand.values) <= written}
+    return replace(graph, inputs=inputs, steps=steps, blobs=blobs | targets, outputs=names)
 
 
 def _declared(
@@ -403,21 +428,27 @@ def _resolved(graph: Graph, declared: Mapping[Value, Symbolic]) -> dict[Value, S
         for i, n in enumerate(names):
             step = 64 * (i + k * k) if n in ("H", "W") else 2 * i + k
             chosen[n] = (base[n] or (224 if n in ("H", "W") else 1)) + step
-        shapes = {value: tuple(chosen[n] if isinstance(n, str) else n for n in shape) for value, shape in declared.items()}
-        probes.append((chosen, graph.shapes(_as_read(shapes, labels))))  # type: ignore[arg-type]
+        shapes = {
+            value: tuple(chosen[n] if isinstance(n, str) else n for n in shape) for value, shape in declared.items()
+        }
+        probes.append((chosen, graph.shapes(_as_read(shapes, labels))))
     resolved = dict(declared)
     for value in tops:
         pairs = zip(*(found[value] for _, found in probes), strict=True)
         dims: list[int | str | None] = []
         for pair in pairs:
-            follows = next((n for n in names if all(chosen[n] == d for (chosen, _), d in zip(probes, pair, strict=True))), None)
+            follows = next(
+                (n for n in names if all(chosen[n] == d for (chosen, _), d in zip(probes, pair, strict=True))), None
+            )
             dims.append(pair[0] if pair[0] == pair[1] else follows)
         resolved[value] = tuple(dims)
     return resolved
 
 
 def _as_read(shapes: dict[Value, Shape], labels: set[Value]) -> dict[Value, Shape]:
-    return {value: (*shape, 1, 1, 1) if value in labels and len(shape) == 1 else shape for value, shape in shapes.items()}
+    return {
+        value: (*shape, 1, 1, 1) if value in labels and len(shape) == 1 else shape for value, shape in shapes.items()
+    }
 
 
 def _open(shape: Symbolic) -> Shape:

@@ -50,7 +50,7 @@ def write_model(path: Path, model: Any, initializers: list[Initializer]) -> None
 def _tensor(
     name: str, dims: tuple[int, ...], values: Callable[[], Array], data: IO[bytes] | None
 ) -> tuple[bytes, Callable[[], Array] | None, int]:
-    """A TensorProto: the bytes before its values, the values unless they went to `data`, and its whole size in bytes."""
+    """A TensorProto: the bytes before its values, the values unless they went to `data`, and its size in bytes."""
     import onnx
 
     array = values()
@@ -75,7 +75,7 @@ def _size(values: Callable[[], Array]) -> int:
 def _write(file: IO[bytes], array: Array) -> None:
     """The array's bytes, little-endian, without a copy where it lies in memory so."""
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    file.write(memoryview(little.reshape(-1)).cast("B"))
+    file.write(little.reshape(-1).view(np.uint8).data)
 
 
 def _varint(number: int) -> bytes:
@@ -88,7 +88,7 @@ def _varint(number: int) -> bytes:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A path to write to, in a folder of its own beside `path`; when the block ends well, all files there move beside `path`.
+    """A path to write to, in a folder of its own; when the block ends well, all files there move beside `path`.
 
     An error, a full disk or an interrupt leaves nothing behind. Raises InputError where nothing can be written.
     """

@@ -29,7 +29,10 @@ class PictureInput:
         return np.asarray(self.prepare.mean, np.float32)
 
     def shape(self, input_shape: Symbolic) -> Symbolic:
-        """Shape of the pictures for a net's input (N, C, h, w). Before a crop any size will do, unless the mean is a picture."""
+        """Shape of the pictures for a net's input (N, C, h, w).
+
+        Before a crop any size will do, unless the mean is a picture.
+        """
         n, channels, *own = input_shape
         if channels not in (1, 3):
             raise InputError(f"preprocessing: the net's input has {channels} channels; pictures have 3, or 1")
@@ -39,7 +42,9 @@ class PictureInput:
         if self.mean.ndim == 3:
             sizes = list(self.mean.shape[1:])
             if not self.prepare.crop and sizes != own:
-                raise InputError(f"preprocessing: the mean is of {tuple(sizes)} pixels, the net takes {tuple(own)}; give a crop")
+                raise InputError(
+                    f"preprocessing: the mean is of {tuple(sizes)} pixels, the net takes {tuple(own)}; give a crop"
+                )
         if self.prepare.transposed:
             sizes.reverse()
         return (n, *sizes, channels) if self.layout == "NHWC" else (n, channels, *sizes)
@@ -77,13 +82,18 @@ class PictureInput:
     def random(self, shape: tuple[int, ...], seed: int = 0) -> Array:
         """Pictures of noise for a net's input of this shape."""
         larger = [n + 5 for n in self.prepare.crop or ()]
-        sizes = [larger.pop() if isinstance(n, str) else n for n in self.shape(shape)]
-        return np.random.default_rng(seed).integers(0, 256, sizes, np.uint8)
+        sizes = [n if isinstance(n, int) else larger.pop() for n in self.shape(shape)]
+        return np.random.default_rng(seed).integers(0, 256, sizes).astype(np.uint8)
 
     def to_dict(self) -> dict[str, Any]:
         """As text can hold it; a mean picture by its shape."""
         p = self.prepare
         mean = self.mean.tolist() if self.mean.ndim < 3 else {"shape": self.mean.shape}
         return {
-            "input": f"uint8 RGB {self.layout}", "mean": mean, "scale": p.scale, "crop": p.crop, "bgr": p.bgr, "transposed": p.transposed
-        }  # fmt: skip
+            "input": f"uint8 RGB {self.layout}",
+            "mean": mean,
+            "scale": p.scale,
+            "crop": p.crop,
+            "bgr": p.bgr,
+            "transposed": p.transposed,
+        }

@@ -26,16 +26,18 @@ T = TypeVar("T")
 LARGE = 1 << 16  # bytes; larger initializers are of no use to shape inference
 
 
-def prove(path: Path, model: "OnnxModel") -> "Report":
+def prove(path: Path, model: "OnnxModel", network: Network) -> "Report":
     """Check the file, infer its shapes, run it, and compare its outputs with the network's.
 
-    Raises ShapeError where an inferred shape is not ours, ReferenceMismatch where numbers differ by more than a reference
-    may. Gives the report of the comparison.
+    network  the model's own, or what that was before folding
+
+    Raises ShapeError where an inferred shape is not ours, ReferenceMismatch where numbers differ by more than a
+    reference may. Gives the report of the comparison.
     """
-    return in_child(lambda: _prove(path, model), alone=next(model.network.parameters(), torch.empty(0)).is_cpu)
+    return in_child(lambda: _prove(path, model, network), alone=next(network.parameters(), torch.empty(0)).is_cpu)
 
 
-def _prove(path: Path, model: "OnnxModel") -> "Report":
+def _prove(path: Path, model: "OnnxModel", network: Network) -> "Report":
     import onnx
 
     from ..verification import verify
@@ -53,13 +55,21 @@ def _prove(path: Path, model: "OnnxModel") -> "Report":
         feeds[blob] = model.preprocess.apply(given[model.image.name])
     outputs = run(path, given)
     wanted = {asked: outputs[name] for asked, name in zip(model.targets, model.outputs, strict=True)}
-    network = model.network
-    modules = {step.key: network.get_submodule(network.names[step.key]) for step in model.steps}
-    part = Network(model.part, modules, {key: views for key, views in network._views.items() if key in modules})
-    report = verify(part, wanted, inputs=feeds)
+    report = verify(_part(network, model), wanted, inputs=feeds)
     if not report.passed:
-        raise ReferenceMismatch(f"onnxruntime does not give the network's values, so no file was written: {report.verdict}")
+        raise ReferenceMismatch(
+            f"onnxruntime does not give the network's values, so no file was written: {report.verdict}"
+        )
     return report
+
+
+def _part(network: Network, model: "OnnxModel") -> Network:
+    """The network up to the model's outputs."""
+    from .onnx import part_of
+
+    part = part_of(network.graph, list(model.targets))
+    modules = {step.key: network.get_submodule(network.names[step.key]) for step in part.steps}
+    return Network(part, modules, {key: views for key, views in network._views.items() if key in modules})
 
 
 def run(path: Path, feeds: Mapping[str, Array], threads: int = 1) -> dict[str, Array]:
@@ -96,10 +106,14 @@ def _check_shapes(path: Path, expected: Mapping[str, tuple[int | str | None, ...
             a is None or not isinstance(b, int) or a == b for a, b in zip(found, ours, strict=True)
         )
         if not agree:
-            raise ShapeError(f"tensor {value.name!r}: ONNX infers shape {found}, the net has {ours}; no file was written")
+            raise ShapeError(
+                f"tensor {value.name!r}: ONNX infers shape {found}, the net has {ours}; no file was written"
+            )
 
 
-def random_inputs(network: Network, seed: int = 0, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Array]:
+def random_inputs(
+    network: Network, seed: int = 0, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Array]:
     """Arrays to feed, by blob name: normal numbers for maps, numbers from 0 to 1 (which may be labels) for all else."""
     random = np.random.default_rng(seed)
     feeds = {}
@@ -120,7 +134,9 @@ def in_child(work: Callable[[], T], alone: bool = True) -> T:
         return work()
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads do not survive a fork; the child needs none of ours
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # threads do not survive a fork; the child needs none of ours
         child = os.fork()
     if not child:
         os.close(reading)

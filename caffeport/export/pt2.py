@@ -19,7 +19,8 @@ class _Positional(nn.Module):
         self.network = network
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        return self.network(*inputs)
+        outputs: torch.Tensor | dict[str, torch.Tensor] = self.network(*inputs)
+        return outputs
 
 
 def export_pt2(network: Network, path: str | Path, *, batch: str | int | None = "N") -> Path:
@@ -31,7 +32,10 @@ def export_pt2(network: Network, path: str | Path, *, batch: str | int | None = 
     sizes = {value.blob: value.shape for value in network.graph.needed}
     # torch takes a size of 1 for fixed, so an open one is traced with 2.
     first = 2 if isinstance(batch, str) else batch
-    shapes = {name: tuple((n or 224) if axis or first is None else first for axis, n in enumerate(shape)) for name, shape in sizes.items()}
+    shapes = {
+        name: tuple((n or 224) if axis or first is None else first for axis, n in enumerate(shape))
+        for name, shape in sizes.items()
+    }
     feeds = tuple(torch.from_numpy(array) for array in random_inputs(network, shapes=shapes).values())
     dim = torch.export.Dim(batch, min=1) if isinstance(batch, str) else None
     dynamic = ({0: dim},) * len(feeds) if dim is not None else None

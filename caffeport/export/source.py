@@ -10,11 +10,10 @@ import importlib.util
 import inspect
 import keyword
 import math
-import os
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -32,12 +31,16 @@ from ..network import Network
 from .onnx_file import appearing
 
 WIDTH = 88  # columns of the generated code; the copied functions keep their own
-_MODULES = [importlib.import_module(f"{modules.__name__}.{found.name}") for found in pkgutil.iter_modules(modules.__path__)]
+_MODULES = [
+    importlib.import_module(f"{modules.__name__}.{found.name}") for found in pkgutil.iter_modules(modules.__path__)
+]
 _RESERVED = {
-    *keyword.kwlist, *keyword.softkwlist, *dir(builtins), "self", "cls", "x", "y", "F", "nn", "Path", "load_file", "tensor", "RENAMED", "SHARED",
+    *keyword.kwlist, *keyword.softkwlist, *dir(builtins), "self", "cls", "x", "F", "nn", "load_file", "RENAMED",
     *(name for module in _MODULES for name in vars(module)),
 }  # fmt: skip
-_RENAMED_ARGUMENTS = {  # parameters of modules that are kept as an attribute of another name
+_RENAMED_ARGUMENTS: dict[
+    str, Callable[[Any], Any]
+] = {  # parameters of modules that are kept as an attribute of another name
     "pad": lambda m: m.padding,
     "group": lambda m: m.groups,
     "kernel": lambda m: tuple(m.weight.shape[2:]),
@@ -113,13 +116,13 @@ class SourceWriter:
             name = self._attribute(key)
             self.attributes[key] = name
             if name != self.network.names[key]:
-                self.assignments.append(f"# {ascii(key)}")
+                self.assignments.append(f"# {key!a}")
             self.assignments += called(f"self.{name} = ", *self._constructor(self.built()), indent=8)
         return f"self.{self.attributes[key]}"
 
     def buffers(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[str]:
         """Fixed arrays, which move with the net."""
-        names = []
+        names: list[str] = []
         for array in arrays:
             name = self._attribute(self.step.key, *names)
             if array.size and (array == array.flat[0]).all():
@@ -159,9 +162,13 @@ class SourceWriter:
         """The call that makes this module: its class and arguments, without those at their defaults."""
         cls = type(module)
         stock = cls.__module__.startswith("torch.nn.")
-        arguments, by_name = [], False
+        arguments: list[str] = []
+        by_name = False
         for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name in ("device", "dtype"):
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name in (
+                "device",
+                "dtype",
+            ):
                 continue
             if parameter.name == "bias" and isinstance(module, NORMS):
                 continue  # it goes with affine
@@ -187,7 +194,7 @@ def _argument(module: nn.Module, name: str) -> Any:
     """The value of a constructor's parameter, read from the module that it made."""
     cls = type(module).__name__
     get = _RENAMED_ARGUMENTS.get(f"{cls}.{name}") or (None if hasattr(module, name) else _RENAMED_ARGUMENTS.get(name))
-    value = get(module) if get else getattr(module, name)
+    value: Any = get(module) if get else getattr(module, name)
     if name == "bias" and not get:
         return isinstance(value, Tensor) if not isinstance(value, int | float) else value
     if isinstance(value, tuple) and type(module).__module__.startswith("torch.nn.") and len(set(value)) == 1:
@@ -197,7 +204,7 @@ def _argument(module: nn.Module, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Unit:
-    """A convolution, a BatchNorm and a Scale whose attributes are one name in three settings, such as conv_*, bn_*, scale_*.
+    """A convolution, a BatchNorm and a Scale under one name in three settings, such as conv_*, bn_*, scale_*.
 
     attributes  the three, as an f-string's text: "conv_{name}"
     made        how the three are made, with `channels` for the number of output channels
@@ -244,7 +251,9 @@ class NetSource:
         self.holds: dict[str, Value] = {}  # local name -> value
         self._write_forward()
         names = network.names
-        self.renamed = {names[key]: name for key, name in self.writer.attributes.items() if key in names and names[key] != name}
+        self.renamed = {
+            names[key]: name for key, name in self.writer.attributes.items() if key in names and names[key] != name
+        }
         self.shared = self._shared()
 
     # ---- forward
@@ -266,6 +275,7 @@ class NetSource:
             self.arguments.append(name)
             if value in graph.labels:
                 self.body.append(f"{name} = {name}.reshape(-1, 1, 1, 1)")
+        self.typed = set(self.arguments)
         while steps:
             step = steps.pop(0)
             self.writer.step = step
@@ -297,12 +307,13 @@ class NetSource:
         found: dict[Unit, list[tuple[str, str]]] = {}
         for conv, norm, scale in zip(self.graph.steps, self.graph.steps[1:], self.graph.steps[2:], strict=False):
             module = self.network.get_submodule(self.network.names[conv.key])
-            alone = len(conv.tops) == 1 and norm.bottoms == (Operand(conv.tops[0]),) and self.left.get(conv.tops[0]) == 1
+            alone = (
+                len(conv.tops) == 1 and norm.bottoms == (Operand(conv.tops[0]),) and self.left.get(conv.tops[0]) == 1
+            )
             if not isinstance(module, nn.Conv2d) or not alone or not self._is_affine_pair(norm, scale):
                 continue
             names = [identifier(self.network.names[step.key], "layer") for step in (conv, norm, scale)]
-            first, last = os.path.commonprefix(names), os.path.commonprefix([name[::-1] for name in names])[::-1]
-            name = max(first, last, key=len).strip("_")
+            name = max(_common_start(names), _common_start([name[::-1] for name in names])[::-1], key=len).strip("_")
             if not name:
                 continue
             forms = [re.sub(rf"^{name}|{name}$", "{name}", n, count=1) for n in names]
@@ -315,12 +326,12 @@ class NetSource:
                 made.append(f"{function}({', '.join(arguments)})")
             unit = Unit(tuple(forms), f"nn.{type(module).__name__}", tuple(made))  # type: ignore[arg-type]
             found.setdefault(unit, []).append((conv.key, name))
-        names = {identifier(name, "layer") for name in self.network.names.values()}
+        taken = {identifier(name, "layer") for name in self.network.names.values()}
         for unit, members in found.items():
             if len(members) < REPEATED or len({name for _, name in members}) < len(members):
                 continue
             method = "unit"
-            while {method, f"add_{method}"} & {*names, *self.methods.values()}:
+            while {method, f"add_{method}"} & {*taken, *self.methods.values()}:
                 method += "_"
             self.methods[unit] = method
             self.units |= {key: (unit, name) for key, name in members}
@@ -340,7 +351,9 @@ class NetSource:
         return f"self.{self.methods[unit]}({bottom}, {quoted(name)})"
 
     def _is_affine_pair(self, step: Step, after: Step) -> bool:
-        top = step.tops[0] if step.tops else None
+        if not step.tops:
+            return False
+        top = step.tops[0]
         return (
             step.layer.affine_with(after.layer)
             and not {step.key, after.key} & set(self.network._views)
@@ -366,7 +379,12 @@ class NetSource:
                 self.expressions[top] = text  # the layer passes its bottom on
                 self._alias(top, text)
                 continue
-            next_only = after is not None and self.left.get(top) == 1 and top in after.reads and after.bottoms.count(Operand(top)) == 1
+            next_only = (
+                after is not None
+                and self.left.get(top) == 1
+                and top in after.reads
+                and after.bottoms.count(Operand(top)) == 1
+            )
             if next_only and after is not None and after.layer.wraps and len(text) < WIDTH - 28:
                 self.expressions[top] = text
                 continue
@@ -376,12 +394,12 @@ class NetSource:
             self.typed.add(name)
             self.body += laid_out(text, 8, f"{name}: Tensor = " if annotated else f"{name} = ")
 
-    @property
-    def typed(self) -> set[str]:
-        return self.__dict__.setdefault("_typed", set(self.arguments))
-
     def _is_last(self, top: Value) -> bool:
-        return len(self.graph.outputs) == 1 and self.graph.blobs[self.graph.outputs[0]] == Operand(top) and self.left.get(top) == 1
+        return (
+            len(self.graph.outputs) == 1
+            and self.graph.blobs[self.graph.outputs[0]] == Operand(top)
+            and self.left.get(top) == 1
+        )
 
     def _alias(self, top: Value, name: str) -> None:
         """`top` is the value that `name` holds, so that one stays as long as either is read."""
@@ -410,10 +428,14 @@ class NetSource:
             return tops
         attributes = self.writer.attributes
         own = ", ".join(
-            f'"{name}": self.{attributes[view.layer]}.{view.parameter}.reshape({tuple(view.shape)})' for name, view in views.items()
+            f'"{name}": self.{attributes[view.layer]}.{view.parameter}.reshape({tuple(view.shape)})'
+            for name, view in views.items()
         )
         axis = step.layer.flatten_from()
-        seen = [f"{b}.flatten({axis})" if axis is not None and len(o.shape) != axis % len(o.shape) + 1 else b for b, o in zip(bottoms, step.bottoms, strict=True)]
+        seen = [
+            f"{b}.flatten({axis})" if axis is not None and len(o.shape) != axis % len(o.shape) + 1 else b
+            for b, o in zip(bottoms, step.bottoms, strict=True)
+        ]
         module = self.writer.module()
         calls = seen if step.layer.per_bottom else [", ".join(seen)]
         return [f"torch.func.functional_call({module}, {{{own}}}, ({arguments},))" for arguments in calls]
@@ -452,9 +474,18 @@ class NetSource:
     def text(self) -> str:
         copied = _copied(self.writer.helpers.values())
         init = self._init()
-        cls = [f"class {self.name}(nn.Module):", f'    """{plain(self.graph.name) or "The net"}, as Caffe computes it in TEST phase."""', ""]
+        cls = [
+            f"class {self.name}(nn.Module):",
+            f'    """{plain(self.graph.name) or "The net"}, as Caffe computes it in TEST phase."""',
+            "",
+        ]
         if init:
-            cls += ["    def __init__(self) -> None:", "        super().__init__()", *(f"        {line}" for line in init), ""]
+            cls += [
+                "    def __init__(self) -> None:",
+                "        super().__init__()",
+                *(f"        {line}" for line in init),
+                "",
+            ]
         for unit, method in self.methods.items():
             cls += [f"    {line}" if line else "" for line in unit.methods(method)]
         many = len(self.graph.outputs) != 1
@@ -468,7 +499,14 @@ class NetSource:
         if self.renamed:
             tables += [
                 "# Layers whose names are no Python names: key in model.safetensors, and here.",
-                *called("RENAMED = ", "", [f"{quoted(a)}: {quoted(b)}" for a, b in self.renamed.items()], 0, "{}", explode=True),
+                *called(
+                    "RENAMED = ",
+                    "",
+                    [f"{quoted(a)}: {quoted(b)}" for a, b in self.renamed.items()],
+                    0,
+                    "{}",
+                    explode=True,
+                ),
                 "",
             ]
         body = "\n".join([*tables, *([] if not tables else [""]), *cls]).rstrip() + "\n"
@@ -482,7 +520,10 @@ class NetSource:
 
     def _headline(self) -> str:
         name = plain(self.graph.name) or "A net"
-        return f"{name}: a Caffe net as plain PyTorch. Written by caffeport {__version__}.\n\nNeeds torch and safetensors; the weights are model.safetensors of the converted folder."
+        return (
+            f"{name}: a Caffe net as plain PyTorch. Written by caffeport {__version__}.\n\n"
+            "Needs torch and safetensors; the weights are model.safetensors of the converted folder."
+        )
 
     def _shapes(self) -> list[str]:
         sizes = [
@@ -527,9 +568,8 @@ class NetSource:
             name, _, rest = key.partition(".")
             state[f"{self.renamed.get(name, name)}.{rest}"] = tensor.detach()
         net.load_state_dict(state, assign=True)
-        for attribute, buffer in list(net.named_buffers()):
-            if buffer.is_meta:
-                return self._agrees_built(module, state, feeds)
+        if any(buffer.is_meta for buffer in net.buffers()):
+            return self._agrees_built(module, state, feeds)
         return self._same(net.eval(), feeds)
 
     def _agrees_built(self, module: ModuleType, state: dict[str, Tensor], feeds: dict[str, Tensor]) -> bool:
@@ -545,7 +585,8 @@ class NetSource:
         if isinstance(wanted, Tensor):
             wanted, given = {"": wanted}, {"": given}
         return all(
-            a.shape == given[name].shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(given[name])) for name, a in wanted.items()
+            a.shape == given[name].shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(given[name]))
+            for name, a in wanted.items()
         )
 
 
@@ -563,7 +604,7 @@ def identifier(name: str, prefix: str) -> str:
 def class_name(name: str) -> str:
     text = "".join(word[:1].upper() + word[1:] for word in re.split(r"\W+", name, flags=re.ASCII))[:60].replace("_", "")
     text = text if text[:1].isalpha() else f"Net{text}"
-    return f"{text}Net" if text in _RESERVED or text == "Net" and name else text
+    return f"{text}Net" if text in _RESERVED or (text == "Net" and name) else text
 
 
 def plain(text: str) -> str:
@@ -577,7 +618,9 @@ def quoted(text: str) -> str:
     return f'"{single[1:-1]}"' if single[0] == "'" and '"' not in single and "\\'" not in single else single
 
 
-def called(head: str, function: str, arguments: list[str], indent: int, brackets: str = "()", explode: bool = False) -> list[str]:
+def called(
+    head: str, function: str, arguments: list[str], indent: int, brackets: str = "()", explode: bool = False
+) -> list[str]:
     """`head function(arguments)`, on one line, or one argument a line where that is too long."""
     return laid_out(f"{function}{brackets[0]}{', '.join(arguments)}{brackets[1]}", indent, head, explode=explode)
 
@@ -607,7 +650,9 @@ def laid_out(text: str, indent: int, head: str = "", tail: str = "", explode: bo
         parts = [("", segment(arg)) for arg in node.args] + [(f"{k.arg}=", segment(k.value)) for k in node.keywords]
     elif isinstance(node, ast.Dict) and node.keys:
         opening, closing = "{", "}"
-        parts = [(f"{segment(key)}: ", segment(value)) for key, value in zip(node.keys, node.values, strict=True) if key]
+        parts = [
+            (f"{segment(key)}: ", segment(value)) for key, value in zip(node.keys, node.values, strict=True) if key
+        ]
     elif isinstance(node, ast.Tuple | ast.List) and node.elts:
         opening, closing = ("(", ")") if isinstance(node, ast.Tuple) else ("[", "]")
         parts = [("", segment(element)) for element in node.elts]
@@ -615,6 +660,12 @@ def laid_out(text: str, indent: int, head: str = "", tail: str = "", explode: bo
         return [line]
     inner = [f"    {row}" for name, part in parts for row in laid_out(part, indent + 4, name, ",")]
     return [f"{head}{opening}", *inner, f"{closing}{tail}"]
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """What all of the names begin with."""
+    same = [len(set(letters)) == 1 for letters in zip(*names, strict=False)]
+    return names[0][: (*same, False).index(False)]
 
 
 @dataclass
@@ -673,12 +724,20 @@ def _defines(node: ast.stmt) -> set[str]:
 
 def _import_text(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:
     also = f" as {alias.asname}" if alias.asname else ""
-    return f"from {node.module} import {alias.name}{also}" if isinstance(node, ast.ImportFrom) else f"import {alias.name}{also}"
+    return (
+        f"from {node.module} import {alias.name}{also}"
+        if isinstance(node, ast.ImportFrom)
+        else f"import {alias.name}{also}"
+    )
 
 
 def _imports(code: str, needed: set[str]) -> str:
     """The import lines that this code needs, sorted as ruff sorts them."""
-    needed = set(needed) | {"from torch import nn", "from torch import Tensor", "from safetensors.torch import load_file"}
+    needed = set(needed) | {
+        "from torch import nn",
+        "from torch import Tensor",
+        "from safetensors.torch import load_file",
+    }
     if re.search(r"\btorch\.", code):
         needed.add("import torch")
     if re.search(r"\bF\.", code):

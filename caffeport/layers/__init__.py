@@ -6,25 +6,6 @@ from caffeport.layers import Layer, register
 class MyLayer(Layer): ...
 """
 
-from .base import (
-    TYPES,
-    UNKNOWN,
-    Array,
-    Blob,
-    Layer,
-    OpenShape,
-    Quirk,
-    Shape,
-    compatible,
-    constant,
-    count,
-    layer_class,
-    merged,
-    register,
-    text,
-    type_name,
-)
-
 from . import (  # noqa: F401  imported so that each registers its types
     activation,
     convolution,
@@ -43,6 +24,24 @@ from . import (  # noqa: F401  imported so that each registers its types
     training,
     video,
 )  # isort: skip
+from .base import (
+    TYPES,
+    UNKNOWN,
+    Array,
+    Blob,
+    Layer,
+    OpenShape,
+    Quirk,
+    Shape,
+    compatible,
+    constant,
+    count,
+    layer_class,
+    merged,
+    register,
+    text,
+    type_name,
+)
 
 __all__ = [
     "TYPES",

@@ -203,7 +203,7 @@ class Convolution(Convolutional):
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         shapes = [bottom.shape for bottom in bottoms]
         axis, rank = self.geometry(shapes)
-        kernel, stride, pad, dilation = self.window(rank)
+        kernel, stride, _, dilation = self.window(rank)
         weight, bias = graph.weight("weight"), graph.weight("bias") if self.param.bias_term else None
         still = [2 + i for i, d in enumerate(dilation) if not d]
         if still:  # all taps read the same place
@@ -281,6 +281,8 @@ class Im2col(Convolutional):
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         axis, rank = self.geometry(bottoms)
+        if not rank:
+            raise ShapeError(f"{self}: no axes behind channel axis {axis} of a bottom of shape {text(bottoms[0])}")
         kernel, *_ = self.window(rank)
         channels = bottoms[0][axis]
         columns = None if channels is None else channels * prod(kernel)

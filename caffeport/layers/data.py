@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ..errors import ShapeError, UnsupportedLayer
-from .base import UNKNOWN, Layer, Shape, register
+from .base import UNKNOWN, Array, Layer, Shape, register
 
 if TYPE_CHECKING:
     from torch import nn
@@ -229,21 +229,17 @@ class DummyData(Layer):
             raise UnsupportedLayer(
                 f"{self}: a filler draws random numbers at each run; make it an Input layer and feed the numbers"
             )
-        values = [filler.value for filler in fillers] or [0.0]
-        values = values if len(values) == len(self.spec.top) else values * len(self.spec.top)
-        return Constant(
-            [np.full(shape, value, np.float32) for shape, value in zip(self.tops(bottoms), values, strict=True)]
-        )
+        return Constant(self.arrays())
 
-    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+    def arrays(self) -> list[Array]:
+        """The constants, one for each top."""
         values = [filler.value for filler in self.param.data_filler] or [0.0]
         values = values if len(values) == len(self.spec.top) else values * len(self.spec.top)
-        return [
-            graph.constant(np.full(shape, value, np.float32))
-            for shape, value in zip(self.tops([]), values, strict=True)
-        ]
+        shapes = [tuple(n or 0 for n in shape) for shape in self.tops([])]
+        return [np.full(shape, value, np.float32) for shape, value in zip(shapes, values, strict=True)]
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        return [graph.constant(array) for array in self.arrays()]
 
     def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
-        fillers = [filler.value for filler in self.param.data_filler] or [0.0]
-        fillers = fillers if len(fillers) == len(self.spec.top) else fillers * len(self.spec.top)
-        return writer.buffers([np.full(shape, value, np.float32) for shape, value in zip(self.tops([]), fillers, strict=True)])
+        return writer.buffers(self.arrays())

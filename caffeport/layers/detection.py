@@ -338,7 +338,9 @@ class DetectionOutput(Layer):
             nothing = np.arange(p.num_classes) == p.background_label_id
             absent = graph.call("Less", present, graph.constant(p.objectness_score))
             scores = graph.call("Where", absent, graph.constant(nothing.astype(np.float32)), scores)
-        scores = graph.call("Transpose", graph.call("Gather", scores, graph.axes(*labels), axis=2), perm=(0, 2, 1))  # (N, L', P)
+        scores = graph.call(
+            "Transpose", graph.call("Gather", scores, graph.axes(*labels), axis=2), perm=(0, 2, 1)
+        )  # (N, L', P)
         boxes = graph.call("Transpose", boxes, perm=(0, 2, 1, 3))  # (N, L, P, 4)
         if p.share_location:
             boxes = graph.call("Expand", boxes, graph.axes(1, len(labels), 1, 1))
@@ -359,21 +361,27 @@ class DetectionOutput(Layer):
         )  # fmt: skip
         pairs = graph.call("Gather", selected, graph.axes(0, 2), axis=1)  # group, rank
         zeros = graph.call("Expand", graph.constant(0.0), graph.sizes(best))
-        kept = graph.call("ScatterND", zeros, pairs, graph.call("Expand", graph.constant(1.0), graph.sizes(pairs, 0, 1)))
+        kept = graph.call(
+            "ScatterND", zeros, pairs, graph.call("Expand", graph.constant(1.0), graph.sizes(pairs, 0, 1))
+        )
         if p.keep_top_k > -1:
             limit = min(p.keep_top_k, len(labels) * top_k)
             lowest = graph.constant(np.float32(-np.inf))
             table = graph.call("Where", graph.call("Cast", kept, to=9), best, lowest)
             table = graph.reshape(table, [None, len(labels) * top_k])
-            first, at = graph.node("TopK", [table, graph.axes(limit)], 2, axis=1)
+            _, at = graph.node("TopK", [table, graph.axes(limit)], 2, axis=1)
             ones = graph.call("Expand", graph.constant(1.0), graph.sizes(at))
             among = graph.call("Expand", graph.constant(0.0), graph.sizes(table))
             among = graph.call("ScatterElements", among, at, ones, axis=1)
             kept = graph.call("Mul", kept, graph.reshape(among, [None, top_k]))
-        found = graph.call("Transpose", graph.call("NonZero", kept), perm=(1, 0))  # (K, 2), by image, label and falling score
+        found = graph.call(
+            "Transpose", graph.call("NonZero", kept), perm=(1, 0)
+        )  # (K, 2), by image, label and falling score
         group = graph.call("Gather", found, graph.axes(0), axis=1)
         image = graph.call("Cast", graph.call("Div", group, graph.axes(len(labels))), to=1)
-        label = graph.call("Gather", graph.constant(np.array(labels, np.float32)), graph.call("Mod", group, graph.axes(len(labels))))
+        label = graph.call(
+            "Gather", graph.constant(np.array(labels, np.float32)), graph.call("Mod", group, graph.axes(len(labels)))
+        )
         score = graph.call("Unsqueeze", graph.call("GatherND", best, found), graph.axes(1))
         rows = graph.call("Concat", image, label, score, graph.call("GatherND", chosen, found), axis=1)
         empty = graph.call("Equal", graph.sizes(rows, 0, 1), graph.axes(0))
@@ -424,7 +432,7 @@ class Reorg(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         (x,), s = bottoms, self.stride
-        n, c, h, w = x.shape
+        c, h, w = x.shape[1:]
         if self.reverse:
             return [graph.call("DepthToSpace", x, blocksize=s, mode="DCR")]
         if c is None or h is None or w is None:
@@ -494,8 +502,15 @@ class RegionYolo(Layer):
         if None in x.shape[2:]:
             raise graph.refuse("its size depends on that of the map: fix height and width")
         y = graph.reshape(x, [None, p.num, p.coords + 1 + p.classes, *x.shape[2:]])
-        middle, size, objectness, classes = graph.node("Split", [y, graph.axes(2, p.coords - 2, 1, p.classes)], 4, axis=2)
-        parts = [graph.call("Sigmoid", middle), size, graph.call("Sigmoid", objectness), graph.call("Softmax", classes, axis=2)]
+        middle, size, objectness, classes = graph.node(
+            "Split", [y, graph.axes(2, p.coords - 2, 1, p.classes)], 4, axis=2
+        )
+        parts = [
+            graph.call("Sigmoid", middle),
+            size,
+            graph.call("Sigmoid", objectness),
+            graph.call("Softmax", classes, axis=2),
+        ]
         joined = graph.call("Concat", *parts, axis=2)
         return [graph.reshape(joined, self.tops([x.shape])[0])]
 

@@ -111,7 +111,9 @@ class _Recurrent(Layer):
             return graph.call("Transpose", graph.weight(name), perm=(1, 0))
 
         flat = x if len(x.shape) == 3 else graph.view(x, [0, 1, -1])
-        given = graph.call("Add", graph.call("MatMul", flat, transposed("weight_x")), graph.weight("bias"))  # (T, N, rows)
+        given = graph.call(
+            "Add", graph.call("MatMul", flat, transposed("weight_x")), graph.weight("bias")
+        )  # (T, N, rows)
         if static:
             row = graph.call("MatMul", graph.call("Flatten", static, axis=1), transposed("weight_static"))
             given = graph.call("Add", given, row)
@@ -136,7 +138,7 @@ class _Recurrent(Layer):
 def lstm_cell(
     graph: "OnnxGraph", gates: "OnnxValue", c: "OnnxValue", cont: "OnnxValue", hidden: int
 ) -> "list[OnnxValue]":
-    """In ONNX: the next c and h from the sums of the gates (.., 4 H) in the order i, f, o, g, the last c and the markers."""
+    """In ONNX: the next c and h from the gates' sums (.., 4 H) in the order i, f, o, g, the last c and the markers."""
     rows, g = graph.node("Split", [gates, graph.axes(3 * hidden, hidden)], 2, axis=-1)
     i, f, o = graph.node("Split", [graph.call("Sigmoid", rows), graph.axes(hidden, hidden, hidden)], 3, axis=-1)
     kept = graph.call("Mul", graph.call("Mul", cont, f), c)

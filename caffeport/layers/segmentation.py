@@ -87,7 +87,7 @@ class Interp(Layer):
         if height is None or width is None:
             raise graph.refuse("its size depends on that of the map: fix height and width")
         if start or end:
-            ends = graph.axes(*(i - end for i in x.shape[2:]))  # type: ignore[operator]
+            ends = graph.axes(*(i - end for i in x.shape[2:]))
             x = graph.call("Slice", x, graph.axes(start, start), ends, graph.axes(2, 3))
         how = {"mode": "linear", "coordinate_transformation_mode": "align_corners", "axes": (2, 3)}
         return [graph.call("Resize", x, None, None, graph.axes(height, width), **how)]
@@ -191,7 +191,7 @@ class MaskUpsample(Layer):
 
 
 def placed(graph: "OnnxGraph", x: "OnnxValue", index: "OnnxValue", top: Shape) -> "OnnxValue":
-    """In ONNX: zeros of shape `top` (N, C, H, W) with each value of x at its index into the plane; the last one stays."""
+    """In ONNX: zeros of shape `top` (N, C, H, W), each value of x at its index into the plane; the last one stays."""
     height, width = top[2:]
     if height is None or width is None:
         raise graph.refuse("its size depends on that of the map: fix height and width")
@@ -268,7 +268,11 @@ class Unpooling(Layer):
         top = self.tops([bottom.shape for bottom in bottoms])[0]
         if mask:
             return [placed(graph, x, graph.call("Cast", mask[0], to=7), top)]
-        (channels, h, w), stride, kernel = x.shape[1:], self.pair("stride", "stride", 1), self.pair("kernel_size", "kernel", 0)
+        (channels, h, w), stride, kernel = (
+            x.shape[1:],
+            self.pair("stride", "stride", 1),
+            self.pair("kernel_size", "kernel", 0),
+        )
         height, width = self.pair("unpool_size", "unpool", 0)
         if channels is None or h is None or w is None:
             raise graph.refuse("its windows depend on the size of the map: fix height and width")

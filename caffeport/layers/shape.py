@@ -449,6 +449,8 @@ class ArgMax(Layer):
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         shape, k = bottoms[0], self.param.top_k
+        if not shape:
+            raise ShapeError(f"{self}: a scalar has no largest value")
         if self.param.HasField("axis"):
             axis = self.axis(self.param.axis, shape)
             size, result = shape[axis], (*shape[:axis], k, *shape[axis + 1 :])
@@ -485,13 +487,17 @@ class ArgMax(Layer):
             start, end, step = graph.axes(-1), graph.axes(-(2**63) + 1), graph.axes(-1)
             backwards = graph.call("Slice", y, start, end, graph.axes(axis), step)
             largest, place = graph.node("TopK", [backwards, graph.axes(p.top_k)], 2, axis=axis)
-            last = graph.call("Sub", graph.sizes(y, axis, axis + 1), graph.axes(1)) if size is None else graph.constant(size - 1)
+            last = (
+                graph.call("Sub", graph.sizes(y, axis, axis + 1), graph.axes(1))
+                if size is None
+                else graph.constant(size - 1)
+            )
             index = graph.call("Sub", last, place)
         found = graph.call("Cast", index, to=1)
         if not whole:
             return [largest if p.out_max_val else found]  # type: ignore[list-item]
         rows = [found, largest] if p.out_max_val else [found]
-        rows = [graph.call("Unsqueeze", row, graph.axes(1, *range(3, max(3, len(x.shape))))) for row in rows]  # type: ignore[arg-type]
+        rows = [graph.call("Unsqueeze", row, graph.axes(1, *range(3, max(3, len(x.shape))))) for row in rows]
         return [graph.call("Concat", *rows, axis=1) if len(rows) > 1 else rows[0]]
 
 

@@ -98,8 +98,8 @@ class Pooling3D(Pooling):
     Params   pool MAX | AVE; kernel_size, stride 1, pad 0 along H and W, in P3D also as _h and _w. Along L:
              kernel_depth, temporal_stride 1, no padding in C3D; kernel_l, stride_l 1, pad_l 0 in P3D. global_pooling
              in P3D
-    Raises   ShapeError: not 5 axes; MAX with pad in C3D; as Pooling. UnsupportedLayer: a mask; an average of C3D whose
-             last window would start in the padding
+    Raises   ShapeError: not 5 axes; a second top (P3D's mask); MAX with pad in C3D; as Pooling. UnsupportedLayer: an
+             average of C3D whose last window would start in the padding
     PyTorch  nn.MaxPool3d where it agrees, own module elsewhere. ONNX: MaxPool, AveragePool.
     Source   facebookarchive/C3D, src/caffe/layers/pool3d_layer.cpp; ZhaofanQiu/pseudo-3d-residual-networks,
              caffe_add_layers/src/pooling3d_layer.cpp

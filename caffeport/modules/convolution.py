@@ -63,6 +63,34 @@ def conv_nd(
     return y if bias is None else y + bias.reshape(-1, *(1,) * (y.dim() - 2))
 
 
+def conv_transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, pad: Sizes, dilation: Sizes, group: int
+) -> Tensor:
+    """N-D transposed cross-correlation, x (N, C, spatial..)."""
+    rank = x.dim() - 2
+    if rank == 0:
+        n, groups = x.shape[0], weight.reshape(group, -1, weight.shape[1])
+        y = torch.einsum("ngc,gco->ngo", x.reshape(n, group, -1), groups).reshape(n, -1)
+        return y if bias is None else y + bias
+    if rank <= 3:
+        function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
+        return function(x, weight, bias, stride, pad, 0, group, dilation)
+    # In more than 3 dimensions: a sum over the first axis' taps, each of one dimension less.
+    n, size, kernel = x.shape[0], x.shape[2], weight.shape[2]
+    flat = x.transpose(1, 2).reshape(n * size, x.shape[1], *x.shape[3:])
+    extent = (size - 1) * stride[0] + dilation[0] * (kernel - 1) + 1
+    total: Tensor | None = None
+    for tap in range(kernel):
+        y = conv_transpose(flat, weight[:, :, tap], None, stride[1:], pad[1:], dilation[1:], group)
+        y = y.reshape(n, size, *y.shape[1:]).transpose(1, 2)
+        total = y.new_zeros(n, y.shape[1], extent, *y.shape[3:]) if total is None else total
+        start = tap * dilation[0]
+        total[:, :, start : start + (size - 1) * stride[0] + 1 : stride[0]] += y
+    assert total is not None  # a kernel has at least one tap
+    y = total[:, :, pad[0] : extent - pad[0]]
+    return y if bias is None else y + bias.reshape(-1, *(1,) * rank)
+
+
 class _Conv(nn.Module):
     """Weights and geometry of a convolution over any axes."""
 
@@ -117,15 +145,7 @@ class LooseConvTranspose(_Conv):
         return channels, outputs // group
 
     def _one(self, x: Tensor) -> Tensor:
-        rank = x.dim() - 2
-        if rank == 0:
-            n, g = x.shape[0], self.groups
-            y = torch.einsum(
-                "ngc,gco->ngo", x.reshape(n, g, -1), self.weight.reshape(g, -1, self.weight.shape[1])
-            ).reshape(n, -1)
-            return y if self.bias is None else y + self.bias
-        function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
-        return function(x, self.weight, self.bias, self.stride, self.padding, 0, self.groups, self.dilation)
+        return conv_transpose(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Im2col(nn.Module):
@@ -141,10 +161,13 @@ class Im2col(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, batch = folded(x, self.axis)
         rank = x.dim() - 2
-        x = F.pad(x, [p for p in reversed(self.padding) for _ in range(2)])
-        for i in range(rank):
+        extents = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
+        sides: list[int] = []
+        for size, extent, p in zip(x.shape[2:], extents, self.padding, strict=True):
+            sides = [p, p + max(extent - size - 2 * p, 0), *sides]  # one window may hang over the end
+        x = F.pad(x, sides)
+        for i, extent in enumerate(extents):
             # (.., size, ..) -> (.., windows, .., kernel): a view, whose taps lie `dilation` apart
-            extent = self.dilation[i] * (self.kernel[i] - 1) + 1
             x = x.unfold(2 + i, extent, self.stride[i])[..., :: max(self.dilation[i], 1)]
             x = x if self.dilation[i] else x.expand(*x.shape[:-1], self.kernel[i])
         # (N, C, windows.., kernel..) -> (N, C, kernel.., windows..)

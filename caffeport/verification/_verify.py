@@ -100,7 +100,9 @@ def _opened(network: Network, reference: Any, inputs: Mapping[str, Feed] | None)
     return Reference.open(reference)
 
 
-def _inputs(network: Network, source: Reference, inputs: Mapping[str, Feed] | None) -> tuple[Values, dict[Value, Shape]]:
+def _inputs(
+    network: Network, source: Reference, inputs: Mapping[str, Feed] | None
+) -> tuple[Values, dict[Value, Shape]]:
     """What to feed, float32 on the CPU, and the shapes of all values that follow from it."""
     held = source.inputs(network.graph)
     given = {**held, **(inputs or {})}
@@ -111,7 +113,11 @@ def _inputs(network: Network, source: Reference, inputs: Mapping[str, Feed] | No
             "a reference keeps it as in::BLOB; or give it apart (inputs= or --inputs)"
         )
     slots = network._feed(({name: array for name, array in given.items()},), {})
-    fed = {value: slots[value.slot].detach().cpu().float() for value in network.graph.inputs if slots[value.slot] is not None}
+    fed = {
+        value: slots[value.slot].detach().cpu().float()
+        for value in network.graph.inputs
+        if slots[value.slot] is not None
+    }
     return fed, network.graph.shapes({value: tuple(array.shape) for value, array in fed.items()})
 
 
@@ -124,7 +130,9 @@ def _notes(network: Network, source: Reference, stored: Mapping[Value, Stored], 
     parts = {at.items for at in stored.values() if at.items is not None}
     if parts:
         some = sum(at.items is not None for at in stored.values())
-        notes.append(f"{some} arrays of the reference hold only the first {', '.join(map(str, sorted(parts)))} of the batch; those items were compared")
+        notes.append(
+            f"{some} arrays of the reference hold only the first {', '.join(map(str, sorted(parts)))} of the batch; those items were compared"
+        )
     if inputs:
         held = source.inputs(network.graph)
         for value in fed:
@@ -172,7 +180,9 @@ def _wiring(network: Network, source: Reference, stored: Mapping[Value, Stored])
         end, written = source.read(blob).reshape(-1), source.read(at.key).reshape(-1)
         n = min(end.size, written.size)
         if not np.array_equal(end[:n], written[:n], equal_nan=True):
-            problems.append(f"blob {blob!r} ends with other numbers than {operand.value.key!r}, which should be the last to write it")
+            problems.append(
+                f"blob {blob!r} ends with other numbers than {operand.value.key!r}, which should be the last to write it"
+            )
     return problems
 
 
@@ -199,7 +209,9 @@ def _outputs(
             largest = float(error.abs().max()) if error.numel() else 0.0
             emulated = arithmetic.tf32 and arithmetic.device.type != "cuda"
             table.append(
-                PrecisionResult(arithmetic.name, str(arithmetic.device), name, beside.ratio, beside.error, largest, top1, emulated)
+                PrecisionResult(
+                    arithmetic.name, str(arithmetic.device), name, beside.ratio, beside.error, largest, top1, emulated
+                )
             )
             if arithmetic is arithmetics[0]:
                 results.append(_output(name, d32, y64, yard[name], source))

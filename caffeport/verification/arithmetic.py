@@ -31,10 +31,16 @@ class Arithmetic:
     threads: int | None = None
     tf32: bool = False
 
-    def run(self, network: Network, step: Step, bottoms: Sequence[Tensor], module: nn.Module | None = None) -> tuple[Tensor, ...]:
+    def run(
+        self, network: Network, step: Step, bottoms: Sequence[Tensor], module: nn.Module | None = None
+    ) -> tuple[Tensor, ...]:
         """The tops of one layer, in this arithmetic, where it computes them. `module` stands in for the layer's own."""
         with self._set():
-            if self.tf32 and self.device.type != "cuda" and multiplies(own := module or network.get_submodule(network.names[step.key])):
+            if (
+                self.tf32
+                and self.device.type != "cuda"
+                and multiplies(own := module or network.get_submodule(network.names[step.key]))
+            ):
                 module, bottoms = weights_rounded(own, "tf32"), [rounded(x.float(), "tf32") for x in bottoms]
             try:
                 return network.run_step(step, bottoms, self.dtype, self.device, module)
@@ -120,8 +126,9 @@ def multiplies(module: nn.Module) -> bool:
     return any(parameter.dim() > 1 for parameter in module.parameters())
 
 
-def weights_rounded(module: nn.Module, form: str) -> nn.Module:
-    """A copy of the module with its weights, though not its biases, rounded."""
-    weights = {id(p): nn.Parameter(rounded(p.detach(), form), requires_grad=False) for p in module.parameters() if p.dim() > 1}
+def weights_rounded(module: nn.Module, form: str, axes: int = 2) -> nn.Module:
+    """A copy of the module with its parameters of at least so many axes rounded; 2 leaves biases alone."""
+    chosen = (p for p in module.parameters() if p.dim() >= axes)
+    weights = {id(p): nn.Parameter(rounded(p.detach(), form), requires_grad=False) for p in chosen}
     others = {id(t): t for t in (*module.parameters(), *module.buffers()) if id(t) not in weights}
     return deepcopy(module, {**others, **weights})

@@ -51,7 +51,13 @@ class Walk:
     """
 
     def __init__(
-        self, network: Network, reference: Reference, stored: dict[Value, Stored], inputs: Values, shapes: dict[Value, Shape], tested: Arithmetic,
+        self,
+        network: Network,
+        reference: Reference,
+        stored: dict[Value, Stored],
+        inputs: Values,
+        shapes: dict[Value, Shape],
+        tested: Arithmetic,
         gallery: Gallery,
     ) -> None:
         self.network = network
@@ -62,13 +68,20 @@ class Walk:
         self.tested = tested
         self.gallery = gallery
         self.fed = inputs
-        self.same = tested.dtype == torch.float32 and tested.device.type == "cpu" and not tested.tf32 and torch.get_num_threads() == 1
+        self.same = (
+            tested.dtype == torch.float32
+            and tested.device.type == "cpu"
+            and not tested.tf32
+            and torch.get_num_threads() == 1
+        )
         self.local: tuple[Values, Values, Values] = {}, {}, {}
         self.whole: tuple[Values, Values] = {}, {}
         self.known: Values = {}  # what the reference says, float32 on the CPU; inputs too
         self.since: dict[Value, tuple[str, ...]] = {}  # layers run since stored values, where a value is computed
         self.items: dict[Value, int] = {}  # values of the first items of the batch only
-        self.carried: dict[tuple[int, Value], float] = {}  # relative noise of computed values, by road (0 local, 1 whole)
+        self.carried: dict[
+            tuple[int, Value], float
+        ] = {}  # relative noise of computed values, by road (0 local, 1 whole)
         self.parted: set[Value] = set()  # where both roads differ, because the reference has been put in
         self.lost: dict[Value, str] = {}  # values that could not be computed on the local road, and why
         self.last = _last_use(network)
@@ -126,7 +139,9 @@ class Walk:
     def _run_local(self, step: Step) -> str:
         cut = {operand.value: self.items[operand.value] for operand in step.bottoms if operand.value in self.items}
         if cut and not step.layer.batch_independent:
-            self.lost |= dict.fromkeys(step.tops, "the reference holds fewer items than the input, and this layer mixes them")
+            self.lost |= dict.fromkeys(
+                step.tops, "the reference holds fewer items than the input, and this layer mixes them"
+            )
             return ""
         batch = {size for value in cut if (size := self.shapes[value][0]) is not None}
         keep = min(cut.values()) if cut else None
@@ -185,7 +200,11 @@ class Walk:
 
     def _judge(self, row: Comparison, ref: Tensor, ours: list[Tensor]) -> None:
         assert row.top is not None
-        items = min(ref.shape[0], ours[0].shape[0]) if ref.dim() and ours[0].dim() and (row.items is not None or row.top in self.items) else None
+        items = (
+            min(ref.shape[0], ours[0].shape[0])
+            if ref.dim() and ours[0].dim() and (row.items is not None or row.top in self.items)
+            else None
+        )
         ref, ours = (ref[:items], [x[:items] for x in ours]) if items is not None else (ref, ours)
         if ours[0].shape != ref.shape:
             row.problem = f"gives shape {text(tuple(ours[0].shape))}, the reference has {text(tuple(ref.shape))}"
@@ -201,7 +220,10 @@ class Walk:
         Serial sums err with the root of their length. And a few values are no sample: c32 may come close to y64 by luck,
         so a quarter of what the bottoms brought counts at least.
         """
-        least = max(HALF_STEP * step.layer.serial_terms([self.shapes[o.like or o.value] for o in step.bottoms]) ** 0.5 / 4, HALF_STEP)
+        least = max(
+            HALF_STEP * step.layer.serial_terms([self.shapes[o.like or o.value] for o in step.bottoms]) ** 0.5 / 4,
+            HALF_STEP,
+        )
         lanes = (self.local, self.whole)[road]
         if lanes[0][top].numel() < FEW:
             for operand in step.bottoms:
@@ -265,7 +287,9 @@ def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[
     last = _last_use(network)
     with torch.no_grad():
         for index, step in enumerate(network.graph.steps):
-            values |= zip(step.tops, arithmetic.run(network, step, [_see(o, values) for o in step.bottoms]), strict=False)
+            values |= zip(
+                step.tops, arithmetic.run(network, step, [_see(o, values) for o in step.bottoms]), strict=False
+            )
             for value in last.get(index, ()):
                 values.pop(value, None)
     return {name: _see(network.graph.blobs[name], values).cpu() for name in network.graph.outputs}

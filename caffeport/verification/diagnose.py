@@ -1,7 +1,7 @@
 """What is probably wrong with the first layer that fails: suppositions, each tried, named when it explains the error.
 
 A supposition is a changed layer, input or output. It is run in float64 and put beside the reference: it explains the
-error when the ratio falls below the limit, or to a fiftieth. All that passes is reported with both ratios, best first.
+error when the ratio falls below the limit. Where none does, those are named that take the ratio down to a fiftieth.
 """
 
 import itertools
@@ -24,8 +24,8 @@ from .report import Cause, LayerResult, Report
 from .weights import file_arrays, from_file
 
 SECONDS = 20.0  # that a diagnosis may take, about
-SHARE = 50.0  # a supposition that takes the ratio down by this much is named too
-NAMES = {"fp16": "fp16", "bf16": "bf16", "tf32": "TF32's 10 bits"}
+SHARE = 50.0  # by which a supposition has to take the ratio down to be named
+NAMES = {"tf32": "TF32's 10 bits", "fp16": "fp16", "bf16": "bf16"}
 
 Modules = dict[str, nn.Module]
 
@@ -44,7 +44,12 @@ def diagnose(
     with torch.no_grad():
         try:
             return _causes(_Case(network, source, stored, fed, failing, report.limits.rms, tested))
-        except KeyError:  # a value that the reference lacks and that cannot be computed from what it holds
+        except (
+            KeyError,
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ):  # it lacks a value that is needed, or cannot run at all
             return []
 
 
@@ -54,7 +59,9 @@ def _wiring(row: LayerResult, report: Report) -> Cause:
     ratio = growth.ratio if growth else math.inf
     local = row.judgement.ratio if row.judgement else 1.0
     return Cause(
-        "the layer is right by itself, so what it was given is wrong: its wiring, or a layer before it that was not judged", ratio, local
+        "the layer is right by itself, so what it was given is wrong: its wiring, or a layer before it that was not judged",
+        ratio,
+        local,
     )
 
 
@@ -62,7 +69,14 @@ class _Case:
     """The failing layer, or segment, and what it was given: runs it in float64 with layers exchanged."""
 
     def __init__(
-        self, network: Network, source: Reference, stored: Mapping[Value, Stored], fed: Values, row: LayerResult, limit: float, tested: Arithmetic
+        self,
+        network: Network,
+        source: Reference,
+        stored: Mapping[Value, Stored],
+        fed: Values,
+        row: LayerResult,
+        limit: float,
+        tested: Arithmetic,
     ) -> None:
         by_key = {step.key: step for step in network.graph.steps}
         self.network, self.row, self.limit = network, row, limit
@@ -97,7 +111,9 @@ class _Case:
     def _run(self, arithmetic: Arithmetic, modules: Mapping[str, nn.Module], start: Values) -> Values:
         values = dict(start)
         steps = self.steps
-        if modules and start is self.start and self.right and arithmetic is TRUTH:  # what lies before the change is known
+        if (
+            modules and start is self.start and self.right and arithmetic is TRUTH
+        ):  # what lies before the change is known
             first = next(i for i, step in enumerate(steps) if step.key in modules)
             values, steps = dict(self.right), steps[first:]
         for step in steps:
@@ -117,8 +133,10 @@ class _Case:
         """The ratio by rms, or half the one by the largest error, which has twice the limit; infinite for another shape."""
         if y.shape != self.ref.shape:
             return math.inf
-        error = (self.ref - y).reshape(-1)
-        error = error[torch.isfinite(error)]
+        finite = torch.isfinite(self.ref)
+        if not torch.equal(finite, torch.isfinite(y)):
+            return math.inf
+        error = (self.ref - y)[finite]
         if not error.numel():
             return 0.0
         rms, largest = math.sqrt(float(error.dot(error)) / error.numel()), float(error.abs().max())
@@ -134,7 +152,10 @@ class _Case:
             return math.inf
 
     def explains(self, after: float) -> bool:
-        return after <= self.limit or after <= self.before / SHARE
+        return after <= self.limit
+
+    def helps(self, after: float) -> bool:
+        return after <= self.before / SHARE and math.isfinite(after)
 
     def module(self, step: Step) -> nn.Module:
         return self.network.get_submodule(self.network.names[step.key])
@@ -152,13 +173,15 @@ def _causes(case: _Case) -> list[Cause]:
         return found
     for supposed in (_inputs, _changed_layers, _fitted, _residual):
         for what, after, evidence in supposed(case):
-            if case.explains(after):
+            if case.explains(after) or case.helps(after):
                 found.append(Cause(what, case.before, after, evidence))
             if not case.in_time:
                 break
-        if found and supposed is not _residual:
+        whole = [cause for cause in found if case.explains(cause.after)]
+        if whole:
+            found = whole
             break
-    found.sort(key=lambda cause: cause.after)
+    found.sort(key=lambda cause: round(cause.after, 1))
     return (found or _where(case))[:4]
 
 
@@ -175,14 +198,19 @@ def _wrong_weights(network: Network, key: str, before: float, ratio: Callable[[M
     module = network.get_submodule(network.names[key])
     held = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     own = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in wanted.items() if name in held}
-    wrong = [name for name, array in own.items() if held[name].shape != array.shape or not torch.equal(held[name], array)]
+    wrong = [
+        name for name, array in own.items() if held[name].shape != array.shape or not torch.equal(held[name], array)
+    ]
     if not wrong or any(held[name].shape != own[name].shape for name in wrong):
         return []
     right = deepcopy(module)
     right.load_state_dict({**held, **own})
     after = ratio({key: right})
     group = int(getattr(module, "groups", 1))
-    return [Cause(f"{key!r}: {name} {_became(own[name], held[name], group)}", before, after, "beside the file's own") for name in wrong]
+    return [
+        Cause(f"{key!r}: {name} {_became(own[name], held[name], group)}", before, after, "beside the file's own")
+        for name in wrong
+    ]
 
 
 def _became(own: Tensor, held: Tensor, group: int) -> str:
@@ -201,7 +229,9 @@ def _became(own: Tensor, held: Tensor, group: int) -> str:
     if int(different.sum()) == 1:
         at = int(different.nonzero()[0])
         index = tuple(int(i) for i in np.unravel_index(at, own.shape))
-        return f"differs in one value, at {index}: {float(held.reshape(-1)[at]):.6g} for {float(own.reshape(-1)[at]):.6g}"
+        return (
+            f"differs in one value, at {index}: {float(held.reshape(-1)[at]):.6g} for {float(own.reshape(-1)[at]):.6g}"
+        )
     if torch.allclose(held, own * factor, rtol=1e-6, atol=0):
         return f"is the file's times {float(factor):.6g}"
     if torch.allclose(held - own, (held - own).median(), rtol=1e-3):
@@ -212,7 +242,7 @@ def _became(own: Tensor, held: Tensor, group: int) -> str:
 def _fewer_bits(held: Tensor, own: Tensor) -> str:
     """Which shorter form `held` is of `own`, or "": fp16 and TF32 cannot be told apart where no number is tiny."""
     forms = [form for form in NAMES if torch.equal(held, rounded(own, form))]
-    return "10 bits, as fp16 and TF32 have" if forms == ["fp16", "tf32"] else NAMES[forms[0]] if forms else ""
+    return "10 bits, as fp16 and TF32 have" if forms == ["tf32", "fp16"] else NAMES[forms[-1]] if forms else ""
 
 
 def _rearranged(w: Tensor, group: int) -> Iterator[tuple[str, Tensor]]:
@@ -249,7 +279,11 @@ def _inputs(case: _Case) -> Supposed:
         if x.dim() != 4 or x.shape[1] not in (1, 3, 4):
             continue
         if x.shape[1] == 3:
-            yield "the channels of the input are in the opposite order (RGB for BGR)", case.ratio({}, {**case.start, value: x.flip(1)}), ""
+            yield (
+                "the channels of the input are in the opposite order (RGB for BGR)",
+                case.ratio({}, {**case.start, value: x.flip(1)}),
+                "",
+            )
         if case.step.layer.spec.type == "Convolution" and len(case.steps) == 1 and len(case.step.bottoms) == 1:
             yield _affine_input(case, value, x)
 
@@ -275,24 +309,33 @@ def _affine_input(case: _Case, value: Value, x: Tensor) -> tuple[str, float, str
     same_scale = bool(((scale - 1).abs() < 1e-4).all())
     no_offset = bool((offset.abs() < 1e-4 * float(x.abs().max() + 1)).all())
     if same_scale:
-        return "a mean was subtracted from the input on one side only", after, f"the reference saw x + ({numbers(offset)}) by channel"
+        return (
+            "a mean was subtracted from the input on one side only",
+            after,
+            f"the reference saw x + ({numbers(offset)}) by channel",
+        )
     if no_offset:
         return "the input was scaled differently", after, f"the reference saw x * ({numbers(scale)}) by channel"
-    return "the input was scaled and shifted differently", after, f"the reference saw x * ({numbers(scale)}) + ({numbers(offset)}) by channel"
+    return (
+        "the input was scaled and shifted differently",
+        after,
+        f"the reference saw x * ({numbers(scale)}) + ({numbers(offset)}) by channel",
+    )
 
 
 # ---- changed layers
 
 
 class _Rounding(nn.Module):
-    """A module whose bottoms are rounded first."""
+    """A module whose bottoms are rounded first, and its top afterwards too if `whole`."""
 
-    def __init__(self, module: nn.Module, form: str) -> None:
+    def __init__(self, module: nn.Module, form: str, whole: bool = False) -> None:
         super().__init__()
-        self.module, self.form = module, form
+        self.module, self.form, self.whole = module, form, whole
 
-    def forward(self, *bottoms: Tensor) -> object:
-        return self.module(*(rounded(x.float(), self.form).to(x.dtype) for x in bottoms))
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        top: Tensor = self.module(*(rounded(x.float(), self.form).to(x.dtype) for x in bottoms))
+        return rounded(top.float(), self.form).to(top.dtype) if self.whole else top
 
 
 class _Average(nn.Module):
@@ -305,7 +348,10 @@ class _Average(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kernel = getattr(self.like, "kernel_size", None) or self.like.kernel
         area = math.prod(kernel) if isinstance(kernel, tuple) else kernel**2
-        mean, share = self.like(x), self.like(torch.ones_like(x))  # ones: the counted part of each window that is inside
+        mean, share = (
+            self.like(x),
+            self.like(torch.ones_like(x)),
+        )  # ones: the counted part of each window that is inside
         if not self.whole:
             return mean / share
         inside = _extent(self.like, x)
@@ -345,6 +391,8 @@ def _variants(case: _Case, step: Step) -> Iterator[tuple[str, nn.Module]]:
             yield f"weights rounded to {words}", weights_rounded(module, form)
         for form, words in NAMES.items():
             yield f"inputs and weights rounded to {words}", _Rounding(weights_rounded(module, form), form)
+        for form in ("bf16", "fp16"):
+            yield f"computed in {form} throughout", _Rounding(weights_rounded(module, form, axes=0), form, whole=True)
         for what, w in _rearranged(weight.detach(), int(getattr(module, "groups", 1))):
             yield f"its weights are {what}", changed(weight=w.contiguous())
         yield from _flattened(case, step, weight.detach(), changed)
@@ -363,10 +411,16 @@ def _variants(case: _Case, step: Step) -> Iterator[tuple[str, nn.Module]]:
         yield from _other_pooling(step, module)
 
 
-def _flattened(case: _Case, step: Step, weight: Tensor, changed: Callable[..., nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+def _flattened(
+    case: _Case, step: Step, weight: Tensor, changed: Callable[..., nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
     """A fully connected layer whose columns expect the map in another order."""
     operand = step.bottoms[0] if step.bottoms else None
-    shape = tuple(case.start[operand.value].shape) if operand and operand.value in case.start and operand.like is None else ()
+    shape = (
+        tuple(case.start[operand.value].shape)
+        if operand and operand.value in case.start and operand.like is None
+        else ()
+    )
     if weight.dim() == 2 and len(shape) == 4 and weight.shape[1] == math.prod(shape[1:]) and max(shape[2:]) > 1:
         c, h, w = shape[1:]
         yield (
@@ -392,7 +446,10 @@ def _other_pooling(step: Step, module: nn.Module) -> Iterator[tuple[str, nn.Modu
         right = Pool("average", kernel, stride, pad, step.layer.floor)  # type: ignore[attr-defined]
         yield "averages are divided by the window cut at image + pad in the reference", right
         yield "averages are divided by the whole kernel in the reference", _Average(right, whole=True)
-        yield "averages are divided by the part of the window inside the image in the reference", _Average(right, whole=False)
+        yield (
+            "averages are divided by the part of the window inside the image in the reference",
+            _Average(right, whole=False),
+        )
 
 
 def _changed_layers(case: _Case) -> Supposed:
@@ -425,7 +482,9 @@ def _fitted(case: _Case) -> Supposed:
             yield f"{name}the scale factor: mean and variance are to be multiplied by {value:.4g}", after, ""
 
 
-def _best(case: _Case, step: Step, attributes: Callable[[float], dict[str, object]], held: float) -> tuple[float, float]:
+def _best(
+    case: _Case, step: Step, attributes: Callable[[float], dict[str, object]], held: float
+) -> tuple[float, float]:
     """The positive number that brings the layer closest to the reference, near or far from the one it holds."""
     from scipy.optimize import minimize_scalar
 
@@ -433,12 +492,15 @@ def _best(case: _Case, step: Step, attributes: Callable[[float], dict[str, objec
         module = deepcopy(case.module(step))
         for name, value in attributes(math.exp(log)).items():
             setattr(module, name, value)
-        return math.log(max(case.ratio({step.key: module}), 1e-9)) if case.in_time else 0.0
+        ratio = case.ratio({step.key: module}) if case.in_time else math.inf
+        return math.log(min(max(ratio, 1e-9), 1e30))
 
     middle = math.log(held)
     grid = [middle + d for d in (-9.2, -6.9, -4.6, -2.3, -1.15, -0.35, 0.35, 1.15, 2.3, 4.6, 6.9, 9.2)]
     start = min(grid, key=at)
-    found = minimize_scalar(at, bounds=(start - 2.5, start + 2.5), method="bounded", options={"xatol": 1e-9, "maxiter": 80})
+    found = minimize_scalar(
+        at, bounds=(start - 2.5, start + 2.5), method="bounded", options={"xatol": 1e-9, "maxiter": 80}
+    )
     return math.exp(float(found.x)), math.exp(float(found.fun))
 
 
@@ -503,7 +565,13 @@ def _where(case: _Case) -> list[Cause]:
         if len(channels) == 1 and len(case.steps) == 1:
             found += _one_weight(case, y, channels[0])
         if not found and ref.shape[1] > 1 and len(channels) <= max(1, ref.shape[1] // 20):
-            found.append(Cause(f"only channel {', '.join(map(str, channels[:6]))} of {ref.shape[1]} differs: a weight or bias of it", case.before, case.before))
+            found.append(
+                Cause(
+                    f"only channel {', '.join(map(str, channels[:6]))} of {ref.shape[1]} differs: a weight or bias of it",
+                    case.before,
+                    case.before,
+                )
+            )
     if ref.dim() == 4 and min(ref.shape[2:]) > 2:
         plane = bad.any(1).any(0)
         border = torch.ones_like(plane)
@@ -511,7 +579,13 @@ def _where(case: _Case) -> list[Cause]:
         last = torch.zeros_like(plane)
         last[-1], last[:, -1] = True, True
         if not (plane & ~last).any():
-            found.append(Cause("only the last row or column differs: how sizes are rounded, or what a cut window counts", case.before, case.before))
+            found.append(
+                Cause(
+                    "only the last row or column differs: how sizes are rounded, or what a cut window counts",
+                    case.before,
+                    case.before,
+                )
+            )
         elif not (plane & ~border).any():
             found.append(Cause("only the border differs: padding", case.before, case.before))
     return found
@@ -532,7 +606,9 @@ def _one_weight(case: _Case, y: Tensor, channel: int) -> list[Cause]:
     if isinstance(module, nn.Linear) and x.shape[0] >= 4:
         columns, shape = x.reshape(x.shape[0], -1).t(), (module.in_features,)
     elif isinstance(module, nn.Conv2d) and module.groups == 1:
-        taps = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # (N, taps, places)
+        taps = nn.functional.unfold(
+            x, module.kernel_size, module.dilation, module.padding, module.stride
+        )  # (N, taps, places)
         columns, shape = taps.transpose(0, 1).reshape(taps.shape[1], -1), tuple(module.weight.shape[1:])
     else:
         return []

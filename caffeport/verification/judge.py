@@ -139,9 +139,7 @@ def judge(
     )
 
 
-def growth(
-    ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: float = HALF_STEP
-) -> Growth:
+def growth(ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: float = HALF_STEP) -> Growth:
     """The end-to-end ratios, of finite values; arguments as in `judge`. Looks at SAMPLED evenly spread values of a large array."""
     thin = max(ref.numel() // SAMPLED, 1)
     error2 = yard2 = y2 = error_max = yard_max = y_max = 0.0
@@ -155,7 +153,9 @@ def growth(
             error, yard, y = error[keep], yard[keep], y[keep]
         n += y.numel()
         error2, yard2, y2 = error2 + float(error.dot(error)), yard2 + float(yard.dot(yard)), y2 + float(y.dot(y))
-        error_max, yard_max, y_max = (max(a, _largest(b)) for a, b in ((error_max, error), (yard_max, yard), (y_max, y)))
+        error_max, yard_max, y_max = (
+            max(a, _largest(b)) for a, b in ((error_max, error), (yard_max, yard), (y_max, y))
+        )
     if not n:
         return Growth(0.0, 0.0, 0.0, 0.0)
     error_rms, yard_rms, scale = (math.sqrt(square / n) for square in (error2, yard2, y2))
@@ -231,7 +231,10 @@ class _Sums:
             self.y2, self.y_max = self.d2, max(-self.d_low, self.d_high)
         else:
             device = d - y
-            self.device2, self.device_max = self.device2 + float(device.dot(device)), max(self.device_max, _largest(device))
+            self.device2, self.device_max = (
+                self.device2 + float(device.dot(device)),
+                max(self.device_max, _largest(device)),
+            )
             self.y2, self.y_max = self.y2 + float(y.dot(y)), max(self.y_max, _largest(y))
         if not torch.equal(r32, d32):
             self._add_error(start, r32, d32, d - r)

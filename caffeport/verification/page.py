@@ -16,7 +16,11 @@ CELL = 18  # largest size of a place in an error map, in pixels
 def page(report: Report) -> str:
     """The whole page. Names are shown without control characters and escaped."""
     environment = Environment(
-        loader=PackageLoader("caffeport.verification"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("caffeport.verification"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"name": shown, "number": number, "short": lambda text: text[:12]}
     return environment.get_template("report.html").render(
@@ -46,7 +50,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def state(report: Report, row: LayerResult) -> str:
-    """"fail", "fault" (the reference's), "alone", "segment" or "none"."""
+    """ "fail", "fault" (the reference's), "alone", "segment" or "none"."""
     wrong = {entry.layer for entry in report.weights if entry.differs}
     agrees, grows = row.agrees(report.limits), row.grows_well(report.limits)
     if row.layer in wrong or (agrees is False and not row.fault):
@@ -106,7 +110,9 @@ class _Scale:
 
 
 def _power(n: int) -> str:
-    return {-1: "0.1", 0: "1", 1: "10", 2: "100"}.get(n, "10" + str(n).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")))
+    return {-1: "0.1", 0: "1", 1: "10", 2: "100"}.get(
+        n, "10" + str(n).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    )
 
 
 def ratio_chart(report: Report) -> Chart:
@@ -116,7 +122,12 @@ def ratio_chart(report: Report) -> Chart:
     scale = _Scale([value(row) for _, row in rows], 0.1, 100)
     last = max(len(report.layers) - 1, 1)
     marks = [
-        Mark(round(100 * i / last, 2), scale.at(value(row)), _local_state(report, row), f"{shown(row.layer)}: {row.problem or number(value(row))}")
+        Mark(
+            round(100 * i / last, 2),
+            scale.at(value(row)),
+            _local_state(report, row),
+            f"{shown(row.layer)}: {row.problem or number(value(row))}",
+        )
         for i, row in rows
     ]
     return Chart(marks, {}, scale.ticks(), scale.at(1), scale.at(report.limits.rms))
@@ -129,7 +140,11 @@ def growth_chart(report: Report) -> Chart:
     last = max(len(report.layers) - 1, 1)
     place = lambda i, v: (round(100 * i / last, 2), scale.at(v))  # noqa: E731
     marks = [
-        Mark(*place(i, g.error), "fail" if row.grows_well(report.limits) is False else "alone", f"{shown(row.layer)}: error {number(g.error)}, noise {number(g.noise)}")
+        Mark(
+            *place(i, g.error),
+            "fail" if row.grows_well(report.limits) is False else "alone",
+            f"{shown(row.layer)}: error {number(g.error)}, noise {number(g.noise)}",
+        )
         for i, g, row in rows
     ]
     path = lambda points: "M" + "L".join(f"{x} {y}" for x, y in points) if len(points) > 1 else ""  # noqa: E731

@@ -34,7 +34,10 @@ class Gallery:
 
     def hang(self, rows: Sequence[LayerResult], limits: Limits) -> list[LayerResult]:
         """The rows with their pictures."""
-        return [replace(row, picture=self.pictures[row.layer, row.top][1]) if (row.layer, row.top) in self.pictures else row for row in rows]
+        return [
+            replace(row, picture=self.pictures[row.layer, row.top][1]) if (row.layer, row.top) in self.pictures else row
+            for row in rows
+        ]
 
 
 def picture(ours: Tensor, ref: Tensor) -> Picture:

@@ -7,10 +7,10 @@ that a reference larger than memory can be used; shapes are compared with the ne
 import os
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -66,7 +66,9 @@ class _Npz:
                 raise ReferenceMismatch(f"{path}: array {key!r} cannot be read: {error}") from error
             _check_dtype(str(path), key, dtype)
             if info.file_size < prod(shape) * dtype.itemsize:
-                raise ReferenceMismatch(f"{path}: array {key!r} ends early: {text(shape)} values declared, {info.file_size:,} bytes there")
+                raise ReferenceMismatch(
+                    f"{path}: array {key!r} ends early: {text(shape)} values declared, {info.file_size:,} bytes there"
+                )
             self.shapes[key] = shape
 
     @staticmethod
@@ -95,14 +97,14 @@ class Reference:
     origin  in words, for the report
     faults  layer key -> a known fault of this source there: a difference is put down to it and does not fail
     notes   sentences for the report
-    folder  a temporary folder that holds it, removed when it is closed
+    close_too  what else ends when it is closed, such as a temporary folder
     """
 
     origin: str
     source: _Source
     faults: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    folder: TemporaryDirectory[str] | None = None
+    close_too: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
     def open(cls, reference: "Reference | str | os.PathLike[str] | Mapping[str, Any]") -> "Reference":
@@ -115,11 +117,12 @@ class Reference:
     def __enter__(self) -> "Reference":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(self.source, _Npz):
             self.source.archive.close()
-        if self.folder is not None:
-            self.folder.cleanup()
+        self.close_too.close()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -177,7 +180,9 @@ def match(reference: Reference, graph: Graph, shapes: Mapping[Value, Shape]) -> 
             f"{reference.origin}: holds no array of this net; it holds {held}; wanted are layer::top or blob names such as {wanted_names}"
         )
     if problems:
-        listed = "\n  ".join(problems[:SHOWN]) + (f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
+        listed = "\n  ".join(problems[:SHOWN]) + (
+            f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        )
         fed = ", ".join(f"{value.blob} {text(shapes[value])}" for value in graph.inputs if value in shapes)
         raise ReferenceMismatch(
             f"{reference.origin}: {len(problems)} of {len(problems) + len(found)} arrays have another shape than this net gives for "

@@ -133,7 +133,9 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether nothing that was judged fails, and something was."""
-        return self.first_failure is None and not self.wiring and any(row.judgement or row.growth for row in self.layers)
+        return (
+            self.first_failure is None and not self.wiring and any(row.judgement or row.growth for row in self.layers)
+        )
 
     @property
     def first_failure(self) -> str | None:
@@ -153,7 +155,11 @@ class Report:
     @property
     def failures(self) -> list[LayerResult]:
         """Rows that fail by themselves or from the input on, without an excuse."""
-        return [row for row in self.layers if not row.fault and False in (row.agrees(self.limits), row.grows_well(self.limits))]
+        return [
+            row
+            for row in self.layers
+            if not row.fault and False in (row.agrees(self.limits), row.grows_well(self.limits))
+        ]
 
     @property
     def coverage(self) -> dict[str, int]:
@@ -188,7 +194,9 @@ class Report:
     @property
     def needed(self) -> Limits:
         """The least limits under which all that has a number would pass."""
-        ratios = [(r.ratio, r.ratio_max) for row in self.layers if not row.fault for r in (row.judgement, row.growth) if r]
+        ratios = [
+            (r.ratio, r.ratio_max) for row in self.layers if not row.fault for r in (row.judgement, row.growth) if r
+        ]
         return Limits(max((r for r, _ in ratios), default=0.0), max((m for _, m in ratios), default=0.0))
 
     def judged_by(self, limits: Limits) -> "Report":
@@ -207,7 +215,10 @@ class Report:
             "coverage": self.coverage,
             "needed": asdict(self.needed),
         }
-        layers = [{**asdict(row), "passed": row.agrees(self.limits), "passed_whole": row.grows_well(self.limits)} for row in self.layers]
+        layers = [
+            {**asdict(row), "passed": row.agrees(self.limits), "passed_whole": row.grows_well(self.limits)}
+            for row in self.layers
+        ]
         value = _jsonable({**head, **asdict(self), "layers": layers})
         assert isinstance(value, dict)
         return value
@@ -232,14 +243,22 @@ class Report:
                 reference=str(value["reference"]),
                 layers=tuple(map(_layer, value["layers"])),
                 weights=tuple(
-                    LayerWeights(w["layer"], tuple(BlobHash(b["name"], tuple(b["shape"]), b["sha256"]) for b in w["blobs"]), w["differs"])
+                    LayerWeights(
+                        w["layer"],
+                        tuple(BlobHash(b["name"], tuple(b["shape"]), b["sha256"]) for b in w["blobs"]),
+                        w["differs"],
+                    )
                     for w in value["weights"]
                 ),
-                outputs=tuple(OutputResult(**{**o, **_floats(o, "top1", "top5", "rank"), "growth": _growth(o["growth"])}) for o in value["outputs"]),
+                outputs=tuple(
+                    OutputResult(**{**o, **_floats(o, "top1", "top5", "rank"), "growth": _growth(o["growth"])})
+                    for o in value["outputs"]
+                ),
                 wiring=tuple(value["wiring"]),
                 causes=tuple(Cause(**{**c, **_floats(c, "before", "after")}) for c in value["causes"]),
                 precisions=tuple(
-                    PrecisionResult(**{**p, **_floats(p, "ratio", "relative_l2", "largest_error", "top1")}) for p in value["precisions"]
+                    PrecisionResult(**{**p, **_floats(p, "ratio", "relative_l2", "largest_error", "top1")})
+                    for p in value["precisions"]
                 ),
                 notes=tuple(value["notes"]),
                 environment=dict(value["environment"]),
@@ -280,7 +299,10 @@ def _growth(value: dict[str, Any] | None) -> Growth | None:
 def _judgement(value: dict[str, Any] | None) -> Judgement | None:
     if value is None:
         return None
-    moments = {side: Moments(**{k: int(v) if k in ("nan", "inf") else float(v) for k, v in value[side].items()}) for side in ("ours", "theirs")}
+    moments = {
+        side: Moments(**{k: int(v) if k in ("nan", "inf") else float(v) for k, v in value[side].items()})
+        for side in ("ours", "theirs")
+    }
     whole = {"equal": bool(value["equal"]), "strange": int(value["strange"]), "at": tuple(value["at"])}
     rest = {key: float(item) for key, item in value.items() if key not in (*moments, *whole)}
     return Judgement(**rest, **whole, **moments)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def drawn_inputs(network: Network, inputs: Mapping[str, Feed] | None, seed: int 
         if value.blob in given:
             continue
         if None in value.shape:
-            raise InputError(f"input {value.blob!r}: its shape {text(value.shape)} is open, so give an array for it (inputs= or --inputs)")
+            raise InputError(
+                f"input {value.blob!r}: its shape {text(value.shape)} is open, so give an array for it (inputs= or --inputs)"
+            )
         given[value.blob] = random.uniform(-1, 1, value.shape).astype(np.float32)  # type: ignore[arg-type]
     return given
 
@@ -43,36 +46,35 @@ def drawn_inputs(network: Network, inputs: Mapping[str, Feed] | None, seed: int 
 # ---- Caffe
 
 
-def from_caffe(network: Network, python: str, inputs: Mapping[str, Feed] | None = None, time_limit: float = TIME_LIMIT) -> Reference:
+def from_caffe(
+    network: Network, python: str, inputs: Mapping[str, Feed] | None = None, time_limit: float = TIME_LIMIT
+) -> Reference:
     """Run the net's own files in the Caffe of another Python, as a process of its own: Caffe aborts on a bad net.
 
     Raises InputError if that Python or its Caffe cannot be started, ReferenceMismatch, with Caffe's words, if it fails.
     """
-    folder = tempfile.TemporaryDirectory(prefix="caffeport-")
-    place = Path(folder.name)
-    script, fed, output = place / "record_caffe.py", place / "inputs.npz", place / "reference.npz"
-    script.write_text(dump_script(), encoding="utf-8")
-    np.savez(fed, **{f"in::{name}": array for name, array in drawn_inputs(network, inputs).items()})  # type: ignore[arg-type]
-    net, weights = _caffe_files(network, place)
-    command = [python, str(script), str(net), str(weights or "-"), str(output), "--inputs", str(fed)]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, timeout=time_limit, check=False, env={**os.environ, "GLOG_minloglevel": "1"}, cwd=place
-        )
-    except OSError as error:
-        folder.cleanup()
-        raise InputError(f"caffe:{python}: cannot be started: {error.strerror}") from error
-    except subprocess.TimeoutExpired as error:
-        folder.cleanup()
-        raise ReferenceMismatch(f"caffe:{python}: did not finish in {time_limit:.0f} s") from error
-    if done.returncode or not output.exists():
-        words = _last_words(done.stderr.decode("utf-8", "replace"))
-        folder.cleanup()
-        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-        raise ReferenceMismatch(f"caffe:{python}: ended with {how} on this net: {words}")
-    reference = Reference.open(str(output))
-    reference.origin = f"Caffe in {python}"
-    reference.folder = folder
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="caffeport-"))
+        place = Path(folder)
+        script, fed, output = place / "record_caffe.py", place / "inputs.npz", place / "reference.npz"
+        script.write_text(dump_script(), encoding="utf-8")
+        np.savez(fed, **{f"in::{name}": array for name, array in drawn_inputs(network, inputs).items()})  # type: ignore[arg-type]
+        net, weights = _caffe_files(network, place)
+        command = [python, str(script), str(net), str(weights or "-"), str(output), "--inputs", str(fed)]
+        quiet = {**os.environ, "GLOG_minloglevel": "1"}
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=time_limit, check=False, env=quiet, cwd=place)
+        except OSError as error:
+            raise InputError(f"caffe:{python}: cannot be started: {error.strerror}") from error
+        except subprocess.TimeoutExpired as error:
+            raise ReferenceMismatch(f"caffe:{python}: did not finish in {time_limit:.0f} s") from error
+        if done.returncode or not output.exists():
+            words = _last_words(done.stderr.decode("utf-8", "replace"))
+            how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+            raise ReferenceMismatch(f"caffe:{python}: ended with {how} on this net: {words}")
+        reference = Reference.open(str(output))
+        reference.origin = f"Caffe in {python}"
+        reference.close_too = stack.pop_all()
     return reference
 
 
@@ -80,11 +82,18 @@ def _caffe_files(network: Network, place: Path) -> tuple[Path, Path | None]:
     """The user's own files where Caffe reads the same net from them; else the net that was built, in V2 text."""
     description = network.description
     if description is None:
-        raise InputError("this net was not loaded from Caffe's files, so Caffe cannot run it; load the prototxt and the .caffemodel")
+        raise InputError(
+            "this net was not loaded from Caffe's files, so Caffe cannot run it; load the prototxt and the .caffemodel"
+        )
     first, last = description.files[0], description.files[-1]
     net = place / "net.prototxt"
     own = Path(first.path)
-    if "text" in first.form and own.is_file() and first.net is not None and filter_net(first.net, phase="TEST") == description.net:
+    if (
+        "text" in first.form
+        and own.is_file()
+        and first.net is not None
+        and filter_net(first.net, phase="TEST") == description.net
+    ):
         net = own.resolve()
     else:
         net.write_text(text_format.MessageToString(description.net), encoding="utf-8")
@@ -92,7 +101,9 @@ def _caffe_files(network: Network, place: Path) -> tuple[Path, Path | None]:
         return net, None
     weights = Path(last.path)
     if not weights.is_file():
-        raise InputError(f"{last.path}: the weights were not read from a file, so Caffe cannot read them; save them first")
+        raise InputError(
+            f"{last.path}: the weights were not read from a file, so Caffe cannot read them; save them first"
+        )
     return net, weights.resolve()
 
 
@@ -117,7 +128,10 @@ _FAULTS = {  # layer type -> (when, what OpenCV 4 does there); see the layers' o
     "PriorBox": (lambda p: True, "clips where clip is absent and keeps fractions of sizes"),
     "PriorBoxClustered": (lambda p: True, "derives the step from other sizes"),
     "Pooling": (lambda p: not (p.pad or p.pad_h or p.pad_w), "gives other values in windows that hang over the edge"),
-    "Interp": (lambda p: p.pad_beg or p.pad_end or p.height or p.zoom_factor != 1, "ignores pads and takes height and width first"),
+    "Interp": (
+        lambda p: p.pad_beg or p.pad_end or p.height or p.zoom_factor != 1,
+        "ignores pads and takes height and width first",
+    ),
     "ReLU6": (lambda p: p.negative_slope, "ignores negative_slope"),
     "Reorg": (lambda p: p.reverse, "ignores reverse"),
     "Axpy": (lambda p: True, "broadcasts in another way"),
@@ -155,7 +169,9 @@ def from_opencv(network: Network, inputs: Mapping[str, Feed] | None = None) -> R
             steps = _asked(network, reader.getLayerNames())
             arrays = reader.forward([step.key for step in steps]) if steps else []
         except cv2.error as error:
-            raise ReferenceMismatch(f"OpenCV {cv2.__version__} does not run this net: {str(error).strip().splitlines()[-1]}") from error
+            raise ReferenceMismatch(
+                f"OpenCV {cv2.__version__} does not run this net: {str(error).strip().splitlines()[-1]}"
+            ) from error
     found: dict[str, Any] = {f"in::{name}": array for name, array in fed.items()}
     found |= {step.tops[0].key: np.array(array) for step, array in zip(steps, arrays, strict=True)}
     faults = {step.key: fault for step in network.graph.steps if (fault := opencv_fault(step))}

@@ -41,7 +41,9 @@ def from_file(step: Step, arrays: Mapping[tuple[str, int], Array]) -> dict[str, 
     """The layer's state_dict entries made from the file's arrays again; empty where the file lacks one of them."""
     if not step.blobs or any(owner not in arrays for owner in step.owners):
         return {}
-    blobs = {b.name: np.asarray(arrays[o], np.float32).reshape(b.shape) for b, o in zip(step.blobs, step.owners, strict=True)}
+    blobs = {
+        b.name: np.asarray(arrays[o], np.float32).reshape(b.shape) for b, o in zip(step.blobs, step.owners, strict=True)
+    }
     return step.layer.weights(blobs)
 
 
@@ -58,7 +60,11 @@ def check_weights(network: Network) -> list[LayerWeights]:
             for blob, owner in zip(step.blobs, step.owners, strict=True)
         )
         held = network.get_submodule(network.names[step.key]).state_dict()
-        differs = {name: note for name, array in wanted.items() if name in held and (note := _difference(held[name].cpu().numpy(), array))}
+        differs = {
+            name: note
+            for name, array in wanted.items()
+            if name in held and (note := _difference(held[name].cpu().numpy(), array))
+        }
         checked.append(LayerWeights(step.key, blobs, differs))
     return checked
 
@@ -74,4 +80,6 @@ def _difference(held: Array, wanted: Array) -> str:
     if held.dtype == np.float32 and not unlike.any():
         return ""
     largest = np.abs(held[unlike].astype(np.float64) - wanted[unlike]).max() if unlike.any() else 0.0
-    return f"{int(unlike.sum()):,} of {held.size:,} values differ, by {largest:.3g} at most" + ("" if held.dtype == np.float32 else f" ({held.dtype})")
+    return f"{int(unlike.sum()):,} of {held.size:,} values differ, by {largest:.3g} at most" + (
+        "" if held.dtype == np.float32 else f" ({held.dtype})"
+    )

@@ -16,7 +16,7 @@ def test_all_blobs_as_caffe_computed_them(caffeport, inputs, tmp_path):
     assert result.exit_code == 0
     blobs, reference = arrays(out), arrays(DIGITS / "reference.npz")
     del reference["in::data"]
-    assert set(blobs.files) >= set(reference)
+    assert set(blobs) >= set(reference)
     assert f"{len(blobs.files)} blobs" in result.stdout
     for name, wanted in reference.items():
         assert blobs[name].dtype == np.float32 and blobs[name].shape == wanted.shape

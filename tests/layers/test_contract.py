@@ -1,6 +1,7 @@
 """What every layer type promises, on every net for which real Caffe's or a fork's numbers are at hand."""
 
 import json
+import random
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 
 import caffeport
-from caffeport import Network
+from caffeport import CaffeportError, Network
 from caffeport.description import describe
-from caffeport.layers import Layer, compatible
+from caffeport.layers import Layer, Shape, compatible
 from caffeport.layers.data import DataLayer
 from caffeport.layers.documentation import Documentation, documentation
 from caffeport.layers.training import TrainingOnly
@@ -100,6 +101,34 @@ def test_every_type_is_documented(entry: Documentation) -> None:
 def test_every_type_has_a_net_of_real_numbers(entry: Documentation) -> None:
     if entry.layer_type not in WITHOUT_NET and not issubclass(entry.cls, UNJUDGED):
         assert nets_by_class().get(entry.cls), f"no net of ../shared has {entry.layer_type} ({entry.cls.__name__})"
+
+
+@needs_shared
+@pytest.mark.parametrize("entry", entries())
+def test_bottoms_of_any_shape_are_taken_or_refused(entry: Documentation) -> None:
+    """What a layer says of shapes that its author did not think of: an answer or a CaffeportError."""
+    pick = random.Random(entry.layer_type)
+
+    def changed(shape: Shape) -> Shape:
+        if pick.random() < 0.3:
+            return tuple(pick.choice([None, 1, 2, 3, 7]) for _ in range(pick.randint(0, 6)))
+        sizes = [pick.choice([None, 1, 50]) if pick.random() < 0.2 else size for size in shape]
+        return tuple(sizes[: len(sizes) - (pick.random() < 0.2)])
+
+    for folder in nets_by_class().get(entry.cls, [])[:3]:
+        for step in describe(folder / "net.prototxt", weights_of(folder)).graph.steps:
+            for _ in range(100 if type(step.layer) is entry.cls else 0):
+                shapes = [changed(operand.shape) for operand in step.bottoms]
+                try:
+                    tops = step.layer.describe(shapes)
+                    step.layer.blobs(shapes)
+                    step.layer.quirks(shapes)
+                    step.layer.multiply_adds(shapes, tops)
+                    with torch.device("meta"):
+                        step.layer.module(shapes)
+                except CaffeportError as error:
+                    message = str(error)
+                    assert step.key in message
 
 
 # ---- every net

@@ -6,11 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import caffeport
 from caffeport.errors import ShapeError, UnsupportedLayer
 from caffeport.export.onnx import export_onnx
 from caffeport.export.source import export_source
+from caffeport.store import convert
 from tests.formats.wire_writer import message, number, packed, shape, text
 
 CLIP = (2, 3, 5, 6, 7)
@@ -92,6 +95,30 @@ def test_pooling(layer: str, average: bool, kernel, stride, pad) -> None:
     y = network(x).numpy()
     np.testing.assert_allclose(y, pooled(x.numpy(), average, kernel, stride, pad), rtol=1e-5, atol=1e-6)
     assert network.graph.blobs["y"].shape == y.shape
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[tuple[int, ...], ...]:
+    """Sizes, kernel, stride and pad along three axes, as P3D accepts them."""
+    axes = []
+    for _ in range(3):
+        kernel = draw(st.integers(1, 4))
+        pad = draw(st.integers(0, kernel - 1))
+        size = draw(st.integers(max(1, kernel - 2 * pad), 7))
+        axes.append((size, kernel, draw(st.integers(1, kernel)), pad))
+    return tuple(zip(*axes, strict=True))
+
+
+@given(windows(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_pooling_of_any_window(axes: tuple[tuple[int, ...], ...], average: bool) -> None:
+    sizes, kernel, stride, pad = axes
+    fields = {"pool": "AVE" if average else "MAX"}
+    for name, numbers in (("kernel", kernel), ("stride", stride), ("pad", pad)):
+        fields |= {f"{name}_{side}": str(n) for side, n in zip("lhw", numbers, strict=True)}
+    x = torch.randn(1, 2, *sizes, generator=torch.Generator().manual_seed(0))
+    y = caffeport.load(net(pool_p3d(**fields), tuple(x.shape)))(x).numpy()
+    np.testing.assert_allclose(y, pooled(x.numpy(), average, kernel, stride, pad), rtol=1e-5, atol=1e-6)
 
 
 CONV = "num_output: 4 kernel_size: 3 kernel_depth: 2 stride: 2 temporal_stride: 1 pad: 1 temporal_pad: 0"
@@ -203,6 +230,35 @@ REFUSED = [
 def test_what_is_refused(layer: str, sizes: tuple[int, ...], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         caffeport.load(net(layer, sizes))
+
+
+def test_a_clip_without_sizes_is_open_on_five_axes() -> None:
+    layer = (
+        'layers { name: "y" type: CONVOLUTION3D bottom: "data" top: "y" '
+        "convolution_param { num_output: 4 kernel_size: 3 kernel_depth: 2 } }"
+    )
+    stored = message(
+        *(2, text(4, "y"), number(5, 30)),
+        *(message(6, *(number(i + 1, n) for i, n in enumerate(d)), packed(6, [1.0] * m)) for d, m in (
+            ((4, 3, 2, 3, 3), 216), ((1, 1, 1, 1, 4), 4),
+        )),
+        message(10, number(1, 4), number(4, 3), number(6, 2)),
+    )  # fmt: skip
+    network = caffeport.load(f'input: "data" {layer}'.encode(), stored)
+    assert network.inputs == {"data": (None,) * 5}
+    assert network(torch.ones(CLIP))[0, 0, 0, 0, 0] == 3 * 2 * 3 * 3 + 1
+
+
+def test_a_converted_folder_holds_clips_too(tmp_path) -> None:
+    layers = (
+        f'layers {{ name: "c" type: CONVOLUTION3D bottom: "data" top: "c" convolution_param {{ {CONV} '
+        'weight_filler { type: "xavier" } } }'
+        'layers { name: "p" type: POOLING3D bottom: "c" top: "p" '
+        "pooling_param { pool: MAX kernel_size: 2 kernel_depth: 1 stride: 2 temporal_stride: 1 } }"
+    )
+    done = convert(net(layers), None, tmp_path / "clips")
+    x = torch.randn(CLIP)
+    assert torch.equal(caffeport.load(tmp_path / "clips")(x), done.network(x))
 
 
 def test_onnx_and_source_give_the_same(tmp_path) -> None:

@@ -83,7 +83,11 @@ def k(module: Any, step: Step) -> nn.Module | None:
 
 def rgb(module: Any, step: Step) -> nn.Module | None:
     weight = _matrix(module)
-    return _changed(module, weight=weight.flip(1)) if weight is not None and weight.dim() == 4 and weight.shape[1] == 3 else None
+    return (
+        _changed(module, weight=weight.flip(1))
+        if weight is not None and weight.dim() == 4 and weight.shape[1] == 3
+        else None
+    )
 
 
 def rotated(module: Any, step: Step) -> nn.Module | None:
@@ -105,7 +109,9 @@ def floor(module: Any, step: Step) -> nn.Module | None:
 
 
 def divisor(module: Any, step: Step) -> nn.Module | None:
-    return _changed(module, count_include_pad=False) if isinstance(module, nn.AvgPool2d) and module.padding != 0 else None
+    return (
+        _changed(module, count_include_pad=False) if isinstance(module, nn.AvgPool2d) and module.padding != 0 else None
+    )
 
 
 def fewer_bits(form: str) -> Callable[[Any, Step], nn.Module | None]:

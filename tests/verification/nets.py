@@ -12,7 +12,7 @@ from tests.conftest import DIGITS
 
 CHAIN = """
 name: "chain"
-layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 13 dim: 11 } } }
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 12 dim: 10 } } }
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 8 kernel_size: 3 pad: 1
         weight_filler { type: "gaussian" std: 0.2 } bias_filler { type: "gaussian" std: 0.5 } } }
 layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
@@ -39,7 +39,11 @@ def recorded(network: Network, inputs: Mapping[str, Any]) -> dict[str, np.ndarra
     with torch.no_grad():
         blobs = network.blobs(dict(inputs))
     names = network.inputs
-    return {(f"in::{key}" if key in names else key): tensor.numpy().copy() for key, tensor in blobs.items() if "::" in key or key in names}
+    return {
+        (f"in::{key}" if key in names else key): tensor.numpy().copy()
+        for key, tensor in blobs.items()
+        if "::" in key or key in names
+    }
 
 
 def digits() -> tuple[Network, dict[str, np.ndarray[Any, Any]]]:

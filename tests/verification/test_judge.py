@@ -63,7 +63,9 @@ def test_units_do_not_matter(power: int, seed: int) -> None:
     ref, y64, c32 = arrays(50, 1e-5, seed)
     a = judge(ref, y64, c32, c32)
     b = judge(ref * 2.0**power, y64 * 2.0**power, c32 * 2.0**power, c32 * 2.0**power)
-    assert (a.reference, a.reference_max, a.relative_l2, a.ulp) == pytest.approx((b.reference, b.reference_max, b.relative_l2, b.ulp))
+    assert (a.reference, a.reference_max, a.relative_l2, a.ulp) == pytest.approx(
+        (b.reference, b.reference_max, b.relative_l2, b.ulp)
+    )
 
 
 @settings(deadline=None, max_examples=20)

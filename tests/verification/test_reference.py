@@ -72,9 +72,13 @@ class TestOfAnotherNet:
         _, reference = digits()
         renamed = {f"other/{key}": array for key, array in reference.items()}
         network, _ = digits()
-        with pytest.raises(ReferenceMismatch, match=r"does not hold the net's input 'data'; a reference keeps it as in::BLOB"):
+        with pytest.raises(
+            ReferenceMismatch, match=r"does not hold the net's input 'data'; a reference keeps it as in::BLOB"
+        ):
             caffeport.verify(network, renamed)
-        with pytest.raises(ReferenceMismatch, match=r"holds no array of this net; it holds 'other/.*wanted are layer::top"):
+        with pytest.raises(
+            ReferenceMismatch, match=r"holds no array of this net; it holds 'other/.*wanted are layer::top"
+        ):
             caffeport.verify(network, renamed, inputs={"data": reference["in::data"]})
 
     def test_shapes_differ_and_all_are_listed(self) -> None:
@@ -88,7 +92,9 @@ class TestOfAnotherNet:
 
     def test_a_larger_batch(self) -> None:
         network, reference = digits()
-        wrong = {key: array if key.startswith("in::") else np.concatenate([array, array]) for key, array in reference.items()}
+        wrong = {
+            key: array if key.startswith("in::") else np.concatenate([array, array]) for key, array in reference.items()
+        }
         with pytest.raises(ReferenceMismatch, match="another batch"):
             caffeport.verify(network, wrong)
 

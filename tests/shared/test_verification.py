@@ -1,0 +1,109 @@
+"""No false alarm on all small nets and the zoo, and how the ratios are distributed; costs of `verify`."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import caffeport
+from caffeport.verification import Report
+from tests.conftest import SHARED
+
+ZOO = sorted(path.parent.name for path in SHARED.glob("zoo/*/reference.npz"))
+FAMILIES = [
+    (kind, family)
+    for kind in ("parity", "parity_forks")
+    for family in sorted({c.name for c in SHARED.glob(f"{kind}/*") if c.is_dir()})
+]
+# Which of several rows of equal score are kept is left to an unstable sort (parity_forks/README.md).
+TIES = {"detection_output/003", "detection_output/009", "detection_output/012", "proposal/000", "proposal/004"}
+# Its one layer names no top, so there is nothing that a reference could hold.
+EMPTY = {"softmax_loss/004"}
+LARGEST = 16.0  # DESIGN.md's threshold; the largest ratio of all cases is 15.02, of a loss that is one number
+
+
+def cases(kind: str, family: str) -> Iterator[tuple[str, caffeport.Network, Path]]:
+    for case in json.loads((SHARED / kind / "index.json").read_text()):
+        name = case["case"]
+        if name.split("/")[0] == family and name not in TIES | EMPTY:
+            folder = SHARED / kind / name
+            weights = folder / "weights.caffemodel"
+            yield (
+                name,
+                caffeport.load(folder / "net.prototxt", weights if weights.exists() else None),
+                folder / "reference.npz",
+            )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind, family", FAMILIES)
+def test_small_nets_pass(kind: str, family: str) -> None:
+    failed = [
+        f"{name}: {report.verdict}"
+        for name, net, path in cases(kind, family)
+        if not (report := caffeport.verify(net, path)).passed
+    ]
+    assert failed == []
+
+
+def zoo(name: str) -> Iterator[Report]:
+    folder = SHARED / "zoo" / name
+    weights = next(folder.glob("weights.*"))
+    for path in sorted(folder.glob("reference*.npz")):
+        yield caffeport.verify(caffeport.load(folder / "deploy.prototxt", weights), path)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo_passes(name: str) -> None:
+    for report in zoo(name):
+        assert report.passed, report.verdict
+        assert not any(entry.differs for entry in report.weights)
+        assert report.needed.rms < LARGEST
+
+
+@pytest.mark.parametrize("name", ["open_nsfw", "mtcnn_det1", "cifar10_full_v2", "pnet_pytorch"])
+def test_other_orders_of_the_sums_pass(name: str) -> None:
+    """Two threads, and channels_last, add up in other orders."""
+    folder = SHARED / "zoo" / name
+    network = caffeport.load(folder / "deploy.prototxt", next(folder.glob("weights.*")))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert caffeport.verify(network, folder / "reference.npz").passed
+        network.to(memory_format=torch.channels_last)
+        assert caffeport.verify(network, folder / "reference.npz").passed
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_sparse_reference_says_how_much_it_covers() -> None:
+    (report,) = zoo("open_nsfw")
+    assert report.coverage == {"alone": 3, "segment": 225, "no": 0}
+    assert report.verdict == "passed: 3 of 228 layers judged alone, 225 in a segment"
+
+
+def test_verify_costs_at_most_twelve_passes() -> None:
+    folder = SHARED / "zoo" / "open_nsfw"
+    network = caffeport.load(folder / "deploy.prototxt", folder / "weights.caffemodel")
+    with np.load(folder / "reference.npz") as reference:
+        data = torch.from_numpy(reference["in::data"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            network(data)
+            forward = min(timed(lambda: network(data)) for _ in range(5))
+        whole = min(timed(lambda: caffeport.verify(network, folder / "reference.npz")) for _ in range(3))
+    finally:
+        torch.set_num_threads(threads)
+    assert whole <= 12 * forward, f"{whole:.2f} s, {whole / forward:.1f} forward passes"
+
+
+def timed(call: object) -> float:
+    start = time.perf_counter()
+    call()  # type: ignore[operator]
+    return time.perf_counter() - start

@@ -1,0 +1,264 @@
+"""`verify` on the digits net, with real Caffe's numbers, and on small nets."""
+
+import math
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+import caffeport
+from caffeport.network import Network
+from caffeport.verification import Limits
+from caffeport.verification.arithmetic import TRUTH, Arithmetic, deterministic, rounded, under_test
+from tests.verification.nets import chain, digits, pictures, recorded
+
+
+def test_a_right_net_passes_with_every_layer_alone() -> None:
+    network, reference = digits()
+    report = caffeport.verify(network, reference)
+    assert report.passed
+    assert report.first_failure is None
+    assert report.coverage == {"alone": 10, "segment": 0, "no": 0}
+    assert report.verdict == "passed: 10 of 10 layers judged alone"
+    assert report.needed.rms < 4
+    assert all(row.judgement and row.judgement.equal for row in report.layers if row.exact)
+    assert {row.type for row in report.layers if row.exact} >= {"ReLU", "Pooling"}
+    assert not any(entry.differs for entry in report.weights)
+    assert [(o.name, o.top1, o.top5) for o in report.outputs] == [("prob", 1.0, 1.0)]
+
+
+def test_weights_are_hashed_as_caffe_lays_them_out() -> None:
+    """The same numbers in three forms of file have the same hashes."""
+    from tests.conftest import DIGITS
+
+    _, reference = digits()
+    hashes = [
+        caffeport.verify(caffeport.load(DIGITS / "deploy.prototxt", DIGITS / name), reference).weights
+        for name in ("digits.caffemodel", "digits_v1.caffemodel", "digits.caffemodel.h5")
+    ]
+    assert hashes[0] == hashes[1] == hashes[2]
+    assert [blob.shape for blob in hashes[0][0].blobs][1:] == [(20,)]
+
+
+def test_a_sparse_reference_is_judged_in_segments() -> None:
+    network, reference = digits()
+    kept = {key: reference[key] for key in ("in::data", "conv2::conv2", "ip2::ip2", "prob::prob")}
+    report = caffeport.verify(network, kept)
+    assert report.passed
+    by_layer = {row.layer: row for row in report.layers}
+    assert by_layer["conv2"].judged == "segment"
+    assert by_layer["conv2"].segment[0] == "conv1"
+    assert by_layer["conv2"].segment[-1] == "conv2"
+    assert by_layer["prob"].judged == "alone"
+    assert by_layer["pool2"].reason == "the reference does not hold it"
+    assert report.coverage == {"alone": 1, "segment": 9, "no": 0}
+    assert "1 of 10 layers judged alone, 9 in a segment" in report.verdict
+
+
+def test_a_failing_segment_says_where_it_begins() -> None:
+    network, reference = digits()
+    kept = {key: reference[key] for key in ("in::data", "ip1::ip1", "prob::prob")}
+    network.description = None  # so that the weights are not compared
+    with torch.no_grad():
+        network.get_submodule("conv2").weight.mul_(1.001)
+    report = caffeport.verify(network, kept)
+    assert report.first_failure == "ip1"
+    assert "or one of the" in report.verdict
+    assert "since 'conv1'" in report.verdict
+
+
+def test_what_nothing_follows_is_not_judged() -> None:
+    network, reference = digits()
+    report = caffeport.verify(network, {key: reference[key] for key in ("in::data", "conv1::conv1")})
+    assert report.passed
+    assert report.coverage == {"alone": 1, "segment": 0, "no": 9}
+    assert "9 not judged" in report.verdict
+
+
+def test_nothing_judged_is_no_pass() -> None:
+    network, reference = digits()
+    report = caffeport.verify(network, {"in::data": reference["in::data"]})
+    assert not report.passed
+    assert report.first_failure is None
+    assert report.verdict.startswith("nothing was judged")
+
+
+def test_a_change_too_small_for_the_arithmetic_is_caught_by_the_weights() -> None:
+    network, reference = digits()
+    with torch.no_grad():
+        bias = network.get_submodule("ip1").bias
+        bias[0] = float(np.nextafter(bias.numpy()[0], np.float32(9)))
+    report = caffeport.verify(network, reference)
+    assert report.first_failure == "ip1"
+    assert "1 of 64 values differ" in next(entry for entry in report.weights if entry.differs).differs["bias"]
+
+
+def test_wiring_is_told_from_a_wrong_layer() -> None:
+    """A blob that ends with other numbers than its last writer's: the reference's net has one more in-place layer."""
+    network, reference = digits()
+    blob = next(name for name in reference if "::" not in name and name != "data")
+    report = caffeport.verify(network, {**reference, blob: reference[blob] + 1})
+    assert not report.passed
+    assert report.first_failure is None
+    assert f"blob {blob!r} ends with other numbers" in report.wiring[0]
+
+
+def test_a_local_pass_and_a_fail_from_the_input_point_at_the_wiring() -> None:
+    network, reference = digits()
+    inputs = reference["in::data"] + 0.01
+    shifted = recorded(network, {"data": inputs})
+    mixed = {**{key: array for key, array in reference.items() if "::" in key}, "conv1::conv1": shifted["conv1::conv1"]}
+    report = caffeport.verify(network, mixed)
+    assert report.first_failure == "conv1"
+
+
+def test_stops_at_the_first_failure() -> None:
+    network, reference = digits()
+    network.description = None
+    with torch.no_grad():
+        network.get_submodule("conv2").weight.mul_(1.01)
+    report = caffeport.verify(network, reference, fail_fast=True)
+    assert report.stopped
+    assert [row.layer for row in report.layers][-1] == "conv2"
+    assert report.first_failure == "conv2"
+
+
+def test_a_layer_of_another_output_shape_fails_and_the_rest_is_judged() -> None:
+    network, reference = digits()
+    network._modules["pool2"] = torch.nn.MaxPool2d(3, 2)
+    report = caffeport.verify(network, reference)
+    row = next(row for row in report.layers if row.layer == "pool2")
+    assert report.first_failure == "pool2"
+    assert row.problem.startswith("gives shape")
+    assert all(row.agrees(report.limits) for row in report.layers if row.layer != "pool2")
+
+
+def test_a_layer_that_cannot_run_fails_and_the_rest_is_judged() -> None:
+    network, reference = digits()
+    network._modules["conv2"] = torch.nn.Conv2d(7, 32, 3)
+    report = caffeport.verify(network, reference)
+    assert report.first_failure == "conv2"
+    row = next(row for row in report.layers if row.layer == "conv2")
+    assert row.problem.startswith("cannot run on the reference's bottoms")
+    assert next(row for row in report.layers if row.layer == "prob").agrees(report.limits)
+
+
+def test_all_settings_are_as_before() -> None:
+    network, reference = digits()
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    settings = lambda: (  # noqa: E731
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(),
+    )  # fmt: skip
+    before = settings()
+    parameters = deepcopy(network.state_dict())
+    caffeport.verify(network, reference, precisions=["ieee", "tf32"])
+    assert settings() == before
+    assert all(torch.equal(parameters[name], tensor) for name, tensor in network.state_dict().items())
+    with pytest.raises(ZeroDivisionError), deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+        _ = 1 / 0
+    assert settings() == before
+
+
+def test_the_arithmetic_under_test_sees_both_values_of_threads() -> None:
+    network, reference = digits()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert caffeport.verify(network, reference).passed
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_fewer_bits_fail_and_are_named(precision: str) -> None:
+    network, reference = digits()
+    report = caffeport.verify(network, reference, precisions=[precision])
+    assert report.first_failure == "conv1"
+    row = report.layers[0]
+    assert row.judgement
+    assert row.judgement.reference < 16 < row.judgement.device
+    assert precision in report.causes[0].what.lower()
+
+
+def test_the_precision_table() -> None:
+    network, reference = digits()
+    table = caffeport.verify(network, reference, precisions=["ieee", "tf32", "bf16"]).precisions
+    assert [(line.precision, line.emulated) for line in table] == [("ieee", False), ("tf32", True), ("bf16", False)]
+    errors = [line.relative_l2 for line in table]
+    assert errors[0] < errors[1] / 10 < errors[2] / 10
+
+
+@pytest.mark.parametrize("device", ["warp", "cuda:99"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    network, reference = digits()
+    with pytest.raises(caffeport.InputError, match=f"device '{device}' cannot be used"):
+        caffeport.verify(network, reference, device=device)
+
+
+def test_an_unknown_precision() -> None:
+    network, reference = digits()
+    with pytest.raises(caffeport.InputError, match="precision 'fp64' is none of ieee"):
+        caffeport.verify(network, reference, precisions=["fp64"])
+
+
+def test_out_of_memory_names_the_layer_and_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, reference = digits()
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Network, "run_step", full)
+    step = network.graph.steps[0]
+    with pytest.raises(
+        caffeport.InputError, match=r"layer 'conv1' \(Convolution\): cpu has not enough memory for a batch of 8"
+    ):
+        TRUTH.run(network, step, [torch.zeros(8, 1, 16, 16)])
+
+
+def test_the_road_of_another_device_is_taken_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are moved one at a time and the outputs run a layer at a time, as on a card."""
+    network, reference = digits()
+    calls = []
+    run = Arithmetic.run
+
+    def seen(self: Arithmetic, *args: object) -> object:
+        calls.append(self.name)
+        return run(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Arithmetic, "run", seen)
+    monkeypatch.setattr(
+        "caffeport.verification._verify.under_test", lambda device, precision: Arithmetic("card", threads=None)
+    )
+    report = caffeport.verify(network, reference, device="cpu")
+    assert report.passed
+    assert calls.count("card") >= len(network.graph.steps)
+    assert under_test("cpu", "ieee").device == torch.device("cpu")
+
+
+def test_other_limits_need_no_second_run() -> None:
+    network, reference = digits()
+    report = caffeport.verify(network, reference)
+    assert report.judged_by(Limits(1e-3, 1e-3)).first_failure == "conv1"
+    needed = report.needed
+    assert report.judged_by(needed).passed
+    assert not report.judged_by(Limits(needed.rms * 0.99, needed.largest)).passed
+
+
+def test_random_nets_pass_beside_themselves() -> None:
+    network = chain()
+    report = caffeport.verify(network, recorded(network, pictures(network)))
+    assert report.passed
+    assert not report.weights
+    assert report.coverage["alone"] == 6
+
+
+@pytest.mark.parametrize("form, bits", [("tf32", 10), ("fp16", 10), ("bf16", 7)])
+def test_rounding_is_to_nearest_even(form: str, bits: int) -> None:
+    step = 2.0**-bits
+    x = torch.tensor([1 + step / 2, 1 + 3 * step / 2, 1 + step * 0.51, -1 - step * 0.49, 0.0, math.inf])
+    assert rounded(x, form).tolist() == [1, 1 + 2 * step, 1 + step, -1, 0, math.inf]
