@@ -18,7 +18,7 @@ from .. import __version__
 from ..errors import CaffeportError
 
 COMMANDS = {  # name: (module:function, one line of help), so that --help need not import the commands
-    "inspect": ("inspect:inspect", "What a Caffe file holds: layers, shapes, parameters, multiply-adds."),
+    "inspect": ("inspect:inspect", "What a Caffe file holds: layers, shapes, parameters, work."),
     "run": ("run:run", "Run a net on arrays and write all its blobs."),
     "convert": ("convert:convert", "Convert a net into a folder that PyTorch loads."),
     "export": ("export:export", "Write a net as an ONNX model, as PyTorch source or as a torch.export program."),

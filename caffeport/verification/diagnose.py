@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ class _Case:
     def helps(self, after: float) -> bool:
         return after <= self.before / SHARE and math.isfinite(after)
 
-    def module(self, step: Step) -> nn.Module:
+    def module(self, step: Step) -> Any:
         return self.network.get_submodule(self.network.names[step.key])
 
     @property
@@ -341,7 +342,7 @@ class _Rounding(nn.Module):
 class _Average(nn.Module):
     """Average pooling that divides by the whole kernel, or by the part of it inside the image."""
 
-    def __init__(self, like: nn.Module, whole: bool) -> None:
+    def __init__(self, like: Any, whole: bool) -> None:
         super().__init__()
         self.like, self.whole = like, whole
 
@@ -358,7 +359,7 @@ class _Average(nn.Module):
         return mean * inside / area
 
 
-def _extent(pool: nn.Module, x: Tensor) -> Tensor:
+def _extent(pool: Any, x: Tensor) -> Tensor:
     """By what Caffe divides in each window of an average pooling over x."""
     from ..modules.geometry import pooled_size
 
@@ -378,7 +379,7 @@ def _variants(case: _Case, step: Step) -> Iterator[tuple[str, nn.Module]]:
     """The step's module with one thing changed."""
     module, type_ = case.module(step), step.layer.spec.type
 
-    def changed(**attributes: object) -> nn.Module:
+    def changed(**attributes: Any) -> nn.Module:
         new = deepcopy(module)
         for name, value in attributes.items():
             held = getattr(new, name)

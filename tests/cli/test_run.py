@@ -17,7 +17,7 @@ def test_all_blobs_as_caffe_computed_them(caffeport, inputs, tmp_path):
     blobs, reference = arrays(out), arrays(DIGITS / "reference.npz")
     del reference["in::data"]
     assert set(blobs) >= set(reference)
-    assert f"{len(blobs.files)} blobs" in result.stdout
+    assert f"{len(blobs)} blobs" in result.stdout
     for name, wanted in reference.items():
         assert blobs[name].dtype == np.float32 and blobs[name].shape == wanted.shape
         error = np.linalg.norm(blobs[name] - wanted) / np.linalg.norm(wanted)
