@@ -254,20 +254,21 @@ class _Builder:
             self._check_size(str(layer), f"its {blob.name}", blob.shape)
         owners = self._owners(layer, blobs)
         tops = []
+        named = [self.current[name] for name in spec.bottom]  # not what they share memory with: names count here
         shares = layer.shares_memory(bottoms)
         for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
             in_place = i < len(spec.bottom) and spec.bottom[i] == name
             home = operands[i].value if in_place else operands[0].value if shares else None
             if in_place and list(spec.bottom).count(name) > 1:
                 raise ShapeError(f"{layer}: works in place on {name!r}, which it also reads twice; Caffe refuses that")
-            if in_place and (other := self.readers.get(operands[i].like or operands[i].value)):
+            if in_place and (other := self.readers.get(named[i])):
                 raise ShapeError(
                     f"{layer}: works in place on {name!r}, which layer {other!r} also reads before; Caffe refuses that"
                 )
             tops.append(self._write(f"{layer.key}::{name}", name, shape, home=home, overwrites=in_place and not shares))
         self.read.update(spec.bottom)
         self.read.difference_update(spec.top)
-        self.readers |= {operand.like or operand.value: layer.key for operand in operands}
+        self.readers |= dict.fromkeys(named, layer.key)
         self.graph.steps.append(Step(layer, operands, tuple(tops), tuple(blobs), owners))
 
     def _given(self, layer: Layer, name: str, declared: Shape) -> Shape:

@@ -116,6 +116,21 @@ def test_in_place_on_a_blob_that_another_layer_reads_is_refused() -> None:
         graph(layer("t", "TanH", "data", "x"), layer("abs", "AbsVal", "x", "y"), layer("r", "ReLU", "x", "x"))
 
 
+def test_in_place_on_a_blob_that_was_split_is_refused_even_after_its_memory_changed() -> None:
+    with pytest.raises(ShapeError, match=r"layer 'soft' .*in place on 'x'.*'split'"):
+        graph(
+            layer("t", "TanH", "data", "x"),
+            layer("split", "Split", "x", "y z"),
+            layer("r", "ReLU", "y", "y"),
+            layer("soft", "Softmax", "x", "x"),
+        )
+
+
+def test_in_place_on_a_blob_that_the_layer_reads_twice_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"layer 'sum' .*in place on 'x'.*twice"):
+        graph(layer("t", "TanH", "data", "x"), layer("sum", "Eltwise", "x x", "x"))
+
+
 def test_a_layer_that_cannot_work_in_place() -> None:
     with pytest.raises(ShapeError, match=r"layer 'c' \(Convolution\).*own bottom 'data'"):
         graph(layer("c", "Convolution", "data", "data", "convolution_param { num_output: 3 kernel_size: 1 }"))

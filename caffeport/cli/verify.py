@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     "--reference",
     required=True,
     metavar="NPZ|caffe:PYTHON|opencv",
-    help="What to compare with: an .npz file of arrays by layer::top or blob name (see dump-script), or who is to compute them now.",
+    help="What to compare with: an .npz file of arrays by layer::top or blob name (see dump-script), or "
+    "who is to compute them now.",
 )
 @click.option(
     "--inputs", "arrays", metavar="NPZ", help="An .npz file with the inputs, where the reference does not hold them."
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
     help="Write the report as JSON; - prints it.",
 )
 def verify(
-    net: str, weights: str | None, reference: str, arrays: str | None, device: str, precisions: str, limits: str, fail_fast: bool,
+    net: str, weights: str | None, reference: str, arrays: str | None, device: str, precisions: str, limits: str,
+    fail_fast: bool,
     html: Path | None, json_file: Path | None, **how: Any,
 ) -> None:  # fmt: skip
     """Compare NET, or a converted folder, with what Caffe computed, layer by layer. Exit status 1 if a layer fails."""
@@ -108,7 +110,8 @@ def print_report(report: "Report") -> None:
     if len(report.precisions) > len(report.outputs):
         click.echo()
         rows = [
-            [p.precision + (" (emulated)" if p.emulated else ""), visible(p.output), f"{p.ratio:.3g}", f"{p.largest_error:.3g}",
+            [p.precision + (" (emulated)" if p.emulated else ""), visible(p.output), f"{p.ratio:.3g}",
+            f"{p.largest_error:.3g}",
              "" if p.top1 is None else f"{p.top1:.0%}"]
             for p in report.precisions
         ]  # fmt: skip
@@ -125,7 +128,7 @@ def _line(report: "Report", row: "LayerResult") -> list[str]:
     agrees, grows = row.agrees(report.limits), row.grows_well(report.limits)
     sign = (
         "FAIL"
-        if agrees is False and not row.fault or grows is False
+        if (agrees is False and not row.fault) or grows is False
         else "fault"
         if agrees is False
         else "ok"
@@ -148,7 +151,8 @@ def _in_full(row: "LayerResult") -> str:
     if row.judgement:
         j = row.judgement
         lines.append(
-            f"  ratio to float32's noise {j.ratio:.3g} (reference {j.reference:.3g}, device {j.device:.3g}); by the largest error {j.ratio_max:.3g}"
+            f"  ratio to float32's noise {j.ratio:.3g} (reference {j.reference:.3g}, device "
+            f"{j.device:.3g}); by the largest error {j.ratio_max:.3g}"
         )
         lines.append(
             f"  relative L2 {j.relative_l2:.3g}, cosine {j.cosine:.9g}, {j.bits:.1f} bits left, {j.ulp:.3g} ULP at most"
@@ -160,7 +164,8 @@ def _in_full(row: "LayerResult") -> str:
             )
     if row.growth:
         lines.append(
-            f"  from the input on: ratio {row.growth.ratio:.3g}, relative error {row.growth.error:.3g}, noise {row.growth.noise:.3g}"
+            f"  from the input on: ratio {row.growth.ratio:.3g}, relative error {row.growth.error:.3g}, "
+            f"noise {row.growth.noise:.3g}"
         )
     return "\n".join(lines)
 
@@ -174,7 +179,8 @@ def _summary(report: "Report") -> None:
     )
     click.echo(f"\n{report.verdict}")
     click.echo(
-        f"largest ratio {report.needed.rms:.3g} (limit {report.limits.rms:g}), by the largest error {report.needed.largest:.3g} ({report.limits.largest:g}); {held}"
+        f"largest ratio {report.needed.rms:.3g} (limit {report.limits.rms:g}), by the largest error "
+        f"{report.needed.largest:.3g} ({report.limits.largest:g}); {held}"
     )
     click.echo(f"beside {report.reference}, on {report.environment['device']}, {report.environment['precision']}")
 

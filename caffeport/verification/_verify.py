@@ -36,15 +36,17 @@ def verify(
 ) -> Report:
     """Compare a net with arrays that Caffe, or something else, computed from the same inputs.
 
-    reference   an .npz file or a mapping of arrays by `layer::top` or blob name; "caffe:PYTHON" runs Caffe in that Python;
-                "opencv" runs OpenCV
+    reference   an .npz file or a mapping of arrays by `layer::top` or blob name; "caffe:PYTHON" runs Caffe in that
+                Python; "opencv" runs OpenCV
     inputs      arrays by blob name; None: those that the reference holds
     device      where the layers under test run
-    precisions  of those layers: "ieee", "tf32", "bf16", "fp16"; the first is judged, each gives a line of the precision table
+    precisions  of those layers: "ieee", "tf32", "bf16", "fp16"; the first is judged, each gives a line of the
+                precision table
     fail_fast   stop at the first layer that fails
     limits      the largest ratios that pass
 
-    Raises InputError and ReferenceMismatch where the arrays are not this net's. A layer that differs is a result, not an error.
+    Raises InputError and ReferenceMismatch where the arrays are not this net's. A layer that differs is a result, not
+    an error.
     """
     if not precisions:
         raise InputError("precisions: give at least one of ieee, tf32, bf16, fp16")
@@ -112,7 +114,7 @@ def _inputs(
             f"{source.origin}: does not hold the net's input {', '.join(map(repr, missing))}; "
             "a reference keeps it as in::BLOB; or give it apart (inputs= or --inputs)"
         )
-    slots = network._feed(({name: array for name, array in given.items()},), {})
+    slots = network._feed((given,), {})
     fed = {
         value: slots[value.slot].detach().cpu().float()
         for value in network.graph.inputs
@@ -131,7 +133,8 @@ def _notes(network: Network, source: Reference, stored: Mapping[Value, Stored], 
     if parts:
         some = sum(at.items is not None for at in stored.values())
         notes.append(
-            f"{some} arrays of the reference hold only the first {', '.join(map(str, sorted(parts)))} of the batch; those items were compared"
+            f"{some} arrays of the reference hold only the first {', '.join(map(str, sorted(parts)))} of "
+            f"the batch; those items were compared"
         )
     if inputs:
         held = source.inputs(network.graph)
@@ -171,7 +174,9 @@ def _writer(value: Value) -> str:
 
 
 def _wiring(network: Network, source: Reference, stored: Mapping[Value, Stored]) -> list[str]:
-    """Blobs that end with other numbers in the reference than those of the layer which, by our wiring, wrote them last."""
+    """Blobs that end with other numbers in the reference than those of the layer which, by our wiring, wrote them
+    last.
+    """
     problems = []
     for blob, operand in network.graph.blobs.items():
         at = stored.get(operand.value)
@@ -181,7 +186,8 @@ def _wiring(network: Network, source: Reference, stored: Mapping[Value, Stored])
         n = min(end.size, written.size)
         if not np.array_equal(end[:n], written[:n], equal_nan=True):
             problems.append(
-                f"blob {blob!r} ends with other numbers than {operand.value.key!r}, which should be the last to write it"
+                f"blob {blob!r} ends with other numbers than {operand.value.key!r}, which should be the "
+                f"last to write it"
             )
     return problems
 

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..graph import Step
 from ..network import Network
 
+CPU = torch.device("cpu")
 PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,13 +22,14 @@ class Arithmetic:
     """A dtype on a device.
 
     threads  of the CPU; None: as many as the caller had
-    tf32     products of matrices and convolutions see 10 bits of each factor, as on NVIDIA's cards since Ampere; elsewhere
+    tf32     products of matrices and convolutions see 10 bits of each factor, as on NVIDIA's cards since Ampere;
+             elsewhere
              the factors are rounded before the layer runs
     """
 
     name: str
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     threads: int | None = None
     tf32: bool = False
 
@@ -114,7 +116,9 @@ def _too_large(step: Step, bottoms: Sequence[Tensor], device: torch.device) -> s
 
 
 def rounded(x: Tensor, form: str) -> Tensor:
-    """float32 rounded to nearest, ties to even, in "fp16", "bf16" or "tf32" (10 bits after the point), as float32 again."""
+    """float32 rounded to nearest, ties to even, in "fp16", "bf16" or "tf32" (10 bits after the point), as float32
+    again.
+    """
     if form in _DTYPES:
         return x.to(_DTYPES[form]).to(x.dtype)
     bits = x.float().contiguous().view(torch.int32)

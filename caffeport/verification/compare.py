@@ -1,4 +1,5 @@
-"""Runs the net beside the reference, a layer at a time: each layer alone on the reference's own bottoms, and all from the input.
+"""Runs the net beside the reference, a layer at a time: each alone on the reference's own bottoms, and all from the
+input.
 
 Where the reference lacks a bottom, the layers from the nearest stored values on are run and judged as one segment.
 Values are dropped after their last reader, so memory holds a few layers' blobs and no more.
@@ -6,6 +7,7 @@ Values are dropped after their last reader, so memory holds a few layers' blobs 
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +29,8 @@ FEW = 64  # values that are no sample of the noise
 class Comparison:
     """One top of one layer beside the reference.
 
-    alone     fed with the reference's own bottoms; otherwise `segment` names the layers run since the last stored values
+    alone     fed with the reference's own bottoms; otherwise `segment` names the layers run since the last stored
+              values
     reason    why it was not judged, or ""
     problem   why the layer is wrong without a number, or ""
     """
@@ -46,7 +49,8 @@ class Comparison:
 class Walk:
     """One walk through the net, on two roads at once.
 
-    local  values computed from the reference's own: in float64, in float32 on one thread, and in the arithmetic under test
+    local  values computed from the reference's own: in float64, in float32 on one thread, and in the arithmetic under
+           test
     whole  values computed from the inputs alone: in float64, and in float32 on one thread
     """
 
@@ -100,7 +104,9 @@ class Walk:
                 self._free(index)
 
     def outputs(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The net's outputs from the inputs on, in float64 and in float32 on one thread, as far as they could be computed."""
+        """The net's outputs from the inputs on, in float64 and in float32 on one thread, as far as they could be
+        computed.
+        """
         graph = self.graph
         can = [name for name in graph.outputs if graph.blobs[name].value in self.whole[0]]
         truth, yard = ({name: _see(graph.blobs[name], lane) for name in can} for lane in self.whole)
@@ -130,10 +136,10 @@ class Walk:
             return problem
         self.parted.update(step.tops)
         if all(value in self.whole[0] for value in reads):
-            try:
+            with suppress(
+                RuntimeError, ValueError, IndexError
+            ):  # a layer before gave another shape, which was told there
                 self._compute(self.whole, step, [[_see(o, lane) for o in step.bottoms] for lane in self.whole])
-            except (RuntimeError, ValueError, IndexError):
-                pass  # a layer before gave another shape than Caffe, which was reported there
         return problem
 
     def _run_local(self, step: Step) -> str:
@@ -194,7 +200,7 @@ class Walk:
         if top in self.whole[0]:
             ours = [lane[top][: ref.shape[0]] if at.items is not None else lane[top] for lane in self.whole]
             if ours[0].shape == ref.shape:
-                row.growth = growth(ref, *ours, step.layer.noise_floor, self._noise(1, step, top))
+                row.growth = growth(ref, ours[0], ours[1], step.layer.noise_floor, self._noise(1, step, top))
         self._put(top, ref, at)
         return row
 
@@ -217,10 +223,11 @@ class Walk:
     def _noise(self, road: int, step: Step, top: Value) -> float:
         """The least relative noise that this value of the road may be given, whatever c32 happens to show.
 
-        Serial sums err with the root of their length. And a few values are no sample: c32 may come close to y64 by luck,
+        Serial sums err with the root of their length. And a few values are no sample: c32 may come close to y64 by
+        luck,
         so a quarter of what the bottoms brought counts at least.
         """
-        least = max(
+        least: float = max(
             HALF_STEP * step.layer.serial_terms([self.shapes[o.like or o.value] for o in step.bottoms]) ** 0.5 / 4,
             HALF_STEP,
         )
@@ -236,11 +243,11 @@ class Walk:
         lanes = (self.local, self.whole)[road]
         if value not in lanes[0] or value in (self.known if road == 0 else self.fed):
             return 0.0
-        y64, c32 = lanes[0][value].double().reshape(-1), lanes[1][value].double().reshape(-1)
+        y64, c32 = (lane[value].double().reshape(-1) for lane in lanes[:2])
         scale = float(y64.dot(y64))
         error = float((c32 - y64).dot(c32 - y64))
-        own = (error / scale) ** 0.5 if scale and error < math.inf else 0.0
-        return max(own, self.carried.get((road, value), 0.0))
+        own: float = math.sqrt(error / scale) if scale and error < math.inf else 0.0
+        return max(float(own), self.carried.get((road, value), 0.0))
 
     def _put(self, top: Value, ref: Tensor, at: Stored) -> None:
         """From here on readers get the reference's numbers."""

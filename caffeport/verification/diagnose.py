@@ -9,7 +9,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from .judge import HALF_STEP
 from .reference import Reference, Stored
 from .report import Cause, LayerResult, Report
 from .weights import file_arrays, from_file
+
+if TYPE_CHECKING:
+    from ..modules.pooling import Pool
 
 SECONDS = 20.0  # that a diagnosis may take, about
 SHARE = 50.0  # by which a supposition has to take the ratio down to be named
@@ -60,7 +64,8 @@ def _wiring(row: LayerResult, report: Report) -> Cause:
     ratio = growth.ratio if growth else math.inf
     local = row.judgement.ratio if row.judgement else 1.0
     return Cause(
-        "the layer is right by itself, so what it was given is wrong: its wiring, or a layer before it that was not judged",
+        "the layer is right by itself, so what it was given is wrong: its wiring, or a layer before it "
+        "that was not judged",
         ratio,
         local,
     )
@@ -131,7 +136,9 @@ class _Case:
         return self._run(TRUTH, modules or {}, start or self.start)[self.top]
 
     def distance(self, y: Tensor) -> float:
-        """The ratio by rms, or half the one by the largest error, which has twice the limit; infinite for another shape."""
+        """The ratio by rms, or half the one by the largest error, which has twice the limit; infinite for another
+        shape.
+        """
         if y.shape != self.ref.shape:
             return math.inf
         finite = torch.isfinite(self.ref)
@@ -258,7 +265,7 @@ def _rearranged(w: Tensor, group: int) -> Iterator[tuple[str, Tensor]]:
         if w.shape[0] == w.shape[1]:
             yield "with input and output channels exchanged", w.transpose(0, 1)
     if group > 1 and w.shape[0] % group == 0:
-        parts = w.split(w.shape[0] // group)
+        parts = torch.chunk(w, group)
         orders = list(itertools.permutations(range(group)))[1:24] if group <= 4 else [tuple(reversed(range(group)))]
         for order in orders:
             yield f"with its groups in the order {', '.join(map(str, order))}", torch.cat([parts[i] for i in order])
@@ -289,10 +296,17 @@ def _inputs(case: _Case) -> Supposed:
             yield _affine_input(case, value, x)
 
 
+def _listed(values: Tensor) -> str:
+    return ", ".join(f"{float(value):.5g}" for value in values)
+
+
 def _affine_input(case: _Case, value: Value, x: Tensor) -> tuple[str, float, str]:
     """Fit the reference as the layer of a * x + b, with a and b for each channel: both enter the output linearly."""
     channels = x.shape[1]
-    answer = lambda fed: case.output({}, {**case.start, value: fed})  # noqa: E731
+
+    def answer(fed: Tensor) -> Tensor:
+        return case.output({}, {**case.start, value: fed})
+
     nothing = answer(torch.zeros_like(x))
     columns = []
     for part in (x, torch.ones_like(x)):
@@ -306,21 +320,20 @@ def _affine_input(case: _Case, value: Value, x: Tensor) -> tuple[str, float, str
     solution = torch.linalg.lstsq(basis.t() @ basis, (basis.t() @ wanted)[:, None], driver="gelsd").solution[:, 0]
     after = case.distance((nothing.reshape(-1) + basis @ solution).reshape(case.ref.shape))
     scale, offset = solution[:channels], solution[channels:]
-    numbers = lambda t: ", ".join(f"{float(v):.5g}" for v in t)  # noqa: E731
     same_scale = bool(((scale - 1).abs() < 1e-4).all())
     no_offset = bool((offset.abs() < 1e-4 * float(x.abs().max() + 1)).all())
     if same_scale:
         return (
             "a mean was subtracted from the input on one side only",
             after,
-            f"the reference saw x + ({numbers(offset)}) by channel",
+            f"the reference saw x + ({_listed(offset)}) by channel",
         )
     if no_offset:
-        return "the input was scaled differently", after, f"the reference saw x * ({numbers(scale)}) by channel"
+        return "the input was scaled differently", after, f"the reference saw x * ({_listed(scale)}) by channel"
     return (
         "the input was scaled and shifted differently",
         after,
-        f"the reference saw x * ({numbers(scale)}) + ({numbers(offset)}) by channel",
+        f"the reference saw x * ({_listed(scale)}) + ({_listed(offset)}) by channel",
     )
 
 
@@ -342,34 +355,25 @@ class _Rounding(nn.Module):
 class _Average(nn.Module):
     """Average pooling that divides by the whole kernel, or by the part of it inside the image."""
 
-    def __init__(self, like: Any, whole: bool) -> None:
+    def __init__(self, pool: "Pool", whole: bool) -> None:
         super().__init__()
-        self.like, self.whole = like, whole
+        self.pool, self.whole = pool, whole
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = getattr(self.like, "kernel_size", None) or self.like.kernel
-        area = math.prod(kernel) if isinstance(kernel, tuple) else kernel**2
-        mean, share = (
-            self.like(x),
-            self.like(torch.ones_like(x)),
-        )  # ones: the counted part of each window that is inside
-        if not self.whole:
-            return mean / share
-        inside = _extent(self.like, x)
-        return mean * inside / area
+        mean: Tensor = self.pool(x)
+        if self.whole:
+            return mean * _extent(self.pool, x) / math.prod(self.pool.kernel)
+        share: Tensor = self.pool(torch.ones_like(x))  # what lies inside the image of that by which Caffe divides
+        return mean / share
 
 
-def _extent(pool: Any, x: Tensor) -> Tensor:
+def _extent(pool: "Pool", x: Tensor) -> Tensor:
     """By what Caffe divides in each window of an average pooling over x."""
     from ..modules.geometry import pooled_size
 
-    kernel, stride, pad = (
-        tuple(v) if isinstance(v, tuple) else (v, v)
-        for v in (getattr(pool, "kernel_size", None) or pool.kernel, pool.stride, pool.padding)
-    )
     extents = []
-    for i, k, s, p in zip(x.shape[2:], kernel, stride, pad, strict=True):
-        n = pooled_size(i, k, s, p, any(pad), bool(getattr(pool, "floor", False)))
+    for i, k, s, p in zip(x.shape[2:], pool.kernel, pool.stride, pool.padding, strict=True):
+        n = pooled_size(i, k, s, p, any(pool.padding), pool.floor)
         starts = torch.arange(n) * s - p
         extents.append(((starts + k).clamp(max=i + p) - starts).double())
     return extents[0][:, None] * extents[1][None]
@@ -380,7 +384,7 @@ def _variants(case: _Case, step: Step) -> Iterator[tuple[str, nn.Module]]:
     module, type_ = case.module(step), step.layer.spec.type
 
     def changed(**attributes: Any) -> nn.Module:
-        new = deepcopy(module)
+        new: nn.Module = deepcopy(module)
         for name, value in attributes.items():
             held = getattr(new, name)
             setattr(new, name, nn.Parameter(value, requires_grad=False) if isinstance(held, nn.Parameter) else value)
@@ -474,18 +478,23 @@ def _fitted(case: _Case) -> Supposed:
             for attribute in ("eps", "k", "alpha", "beta"):
                 held = getattr(module, attribute, None)
                 if isinstance(held, int | float) and held > 0:
-                    value, after = _best(case, step, lambda v, a=attribute: {a: v}, held)
+                    value, after = _best(case, step, partial(_named, attribute), held)
                     yield f"{name}{attribute} {value:.4g} for {held:.4g}", after, ""
         if type_ == "BatchNorm" and hasattr(module, "running_var"):
             mean, variance = module.running_mean, module.running_var
-            scaled = lambda v, m=mean, s=variance: {"running_mean": m * v, "running_var": s * v}  # noqa: E731
-            value, after = _best(case, step, scaled, 1.0)
+            value, after = _best(case, step, partial(_scaled, mean, variance), 1.0)
             yield f"{name}the scale factor: mean and variance are to be multiplied by {value:.4g}", after, ""
 
 
-def _best(
-    case: _Case, step: Step, attributes: Callable[[float], dict[str, object]], held: float
-) -> tuple[float, float]:
+def _named(attribute: str, value: float) -> dict[str, Any]:
+    return {attribute: value}
+
+
+def _scaled(mean: Tensor, variance: Tensor, factor: float) -> dict[str, Any]:
+    return {"running_mean": mean * factor, "running_var": variance * factor}
+
+
+def _best(case: _Case, step: Step, attributes: Callable[[float], dict[str, Any]], held: float) -> tuple[float, float]:
     """The positive number that brings the layer closest to the reference, near or far from the one it holds."""
     from scipy.optimize import minimize_scalar
 
@@ -554,7 +563,8 @@ def _where(case: _Case) -> list[Cause]:
     strange = ~torch.isfinite(ref) & torch.isfinite(y)
     if strange.any():
         first = tuple(strange.nonzero()[0].tolist())
-        text = f"the reference holds NaN or Inf at {int(strange.sum()):,} of {ref.numel():,} places, first at {first}, where finite inputs give finite numbers"
+        places = f"{int(strange.sum()):,} of {ref.numel():,} places, first at {first}"
+        text = f"the reference holds NaN or Inf at {places}, where finite inputs give finite numbers"
         return [Cause(text, case.before, case.before, "the reference is damaged, or Caffe went wrong there")]
     error = (ref - y).abs()
     bad = error > case.limit * max(case.noise, case.noise_max, 1e-300)
@@ -568,7 +578,8 @@ def _where(case: _Case) -> list[Cause]:
         if not found and ref.shape[1] > 1 and len(channels) <= max(1, ref.shape[1] // 20):
             found.append(
                 Cause(
-                    f"only channel {', '.join(map(str, channels[:6]))} of {ref.shape[1]} differs: a weight or bias of it",
+                    f"only channel {', '.join(map(str, channels[:6]))} of {ref.shape[1]} differs: a weight "
+                    f"or bias of it",
                     case.before,
                     case.before,
                 )
@@ -593,7 +604,9 @@ def _where(case: _Case) -> list[Cause]:
 
 
 def _short_weights(case: _Case) -> Iterator[Cause]:
-    """Weights that are all numbers of a shorter form: bits were lost before we got them, if the reference's are longer."""
+    """Weights that are all numbers of a shorter form: bits were lost before we got them, if the reference's are
+    longer.
+    """
     for step in case.steps:
         weight = getattr(case.module(step), "weight", None)
         if isinstance(weight, Tensor) and weight.dim() >= 2 and (words := _fewer_bits(weight, weight)):
@@ -605,12 +618,11 @@ def _one_weight(case: _Case, y: Tensor, channel: int) -> list[Cause]:
     module, x = case.module(case.step), case._see(case.step.bottoms[0], case.start).double()
     error = (case.ref - y)[:, channel].reshape(-1)
     if isinstance(module, nn.Linear) and x.shape[0] >= 4:
-        columns, shape = x.reshape(x.shape[0], -1).t(), (module.in_features,)
+        columns = x.reshape(x.shape[0], -1).t()
     elif isinstance(module, nn.Conv2d) and module.groups == 1:
-        taps = nn.functional.unfold(
-            x, module.kernel_size, module.dilation, module.padding, module.stride
-        )  # (N, taps, places)
-        columns, shape = taps.transpose(0, 1).reshape(taps.shape[1], -1), tuple(module.weight.shape[1:])
+        padding: Any = module.padding
+        taps = nn.functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)  # (N, taps, places)
+        columns = taps.transpose(0, 1).reshape(taps.shape[1], -1)
     else:
         return []
     energy = columns.square().sum(1)
@@ -621,5 +633,5 @@ def _one_weight(case: _Case, y: Tensor, channel: int) -> list[Cause]:
     after = case.distance(fitted)
     if not case.explains(after):
         return []
-    at = (channel, *(int(i) for i in np.unravel_index(best, shape)))
+    at = (channel, *(int(i) for i in np.unravel_index(best, module.weight.shape[1:])))
     return [Cause(f"one value of its weights, at {at}, is off by {float(change[best]):.5g}", case.before, after)]

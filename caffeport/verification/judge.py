@@ -1,7 +1,7 @@
 """How far two arrays are apart, counted in what float32 can give for this layer on this data.
 
-Four arrays of one shape: `ref` is the reference's, `y64` ours in float64, `c32` ours in float32 on one thread of a CPU (the
-yardstick), `d32` ours on the device and in the precision under test. With rms over the elements
+Four arrays of one shape: `ref` is the reference's, `y64` ours in float64, `c32` ours in float32 on one thread of a CPU
+(the yardstick), `d32` ours on the device and in the precision under test. With rms over the elements
 
     noise     = max(rms(c32 - y64), 2^-25 rms(y64), the layer's own floor)
     reference = rms(ref - y64) / noise        do we mean what Caffe means?
@@ -53,7 +53,7 @@ class Judgement:
     strange                    places where one is NaN or Inf and the other is not that same
     relative_l2, cosine        of d32 and ref; rms(d32 - ref) / rms(ref)
     largest_error, at          max |d32 - ref| and its index
-    ulp                        largest difference of d32 and ref in steps of float32 at ref, or at its rms where that is larger
+    ulp                        largest |d32 - ref| in steps of float32 at ref, or at rms(ref) where that is larger
     ours, theirs               moments of d32 and of ref
     """
 
@@ -92,7 +92,9 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Growth:
-    """The reference beside the whole net run from its inputs: ratios as in Judgement, `noise` and `error` relative to rms(y64)."""
+    """The reference beside the whole net run from its inputs: ratios as in Judgement, `noise` and `error`
+    relative to rms(y64).
+    """
 
     ratio: float
     ratio_max: float
@@ -117,7 +119,10 @@ def judge(
     for start in range(0, flat[0].numel(), BLOCK):
         sums.add(start, *(x[start : start + BLOCK] for x in flat))
     n = max(sums.finite, 1)
-    rms = lambda square: math.sqrt(square / n)  # noqa: E731
+
+    def rms(square: float) -> float:
+        return math.sqrt(square / n)
+
     noise = max(rms(sums.yard2), relative * rms(sums.y2), floor, SMALLEST)
     noise_max = max(sums.yard_max, 2 * relative * sums.y_max, floor, SMALLEST)
     return Judgement(
@@ -140,7 +145,9 @@ def judge(
 
 
 def growth(ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: float = HALF_STEP) -> Growth:
-    """The end-to-end ratios, of finite values; arguments as in `judge`. Looks at SAMPLED evenly spread values of a large array."""
+    """The end-to-end ratios, of finite values; arguments as in `judge`. Looks at SAMPLED evenly spread values of
+    a large array.
+    """
     thin = max(ref.numel() // SAMPLED, 1)
     error2 = yard2 = y2 = error_max = yard_max = y_max = 0.0
     n = 0
@@ -251,15 +258,18 @@ class _Sums:
 
     def _add_finite(self, start: int, r32: Tensor, y: Tensor, c32: Tensor, d32: Tensor) -> None:
         """A block with NaN or Inf: counts them, and the places where the reference differs from all of ours."""
-        same = lambda a, b: (a == b) | (a.isnan() & b.isnan())  # noqa: E731
         y32 = y.float()  # what float32 makes of it: a value beyond its range is Inf
         keep = torch.isfinite(r32) & torch.isfinite(y32) & torch.isfinite(c32) & torch.isfinite(d32)
         # Intermediate values may overflow in float32 and not in float64: either of ours may agree.
-        agrees = (same(r32, y32) | same(r32, c32)) & (same(d32, y32) | same(d32, c32) | same(d32, r32))
-        self.equal &= bool(same(r32, d32).all())
+        agrees = (_same(r32, y32) | _same(r32, c32)) & (_same(d32, y32) | _same(d32, c32) | _same(d32, r32))
+        self.equal &= bool(_same(r32, d32).all())
         self.strange += int((~keep & ~agrees).sum())
         self.r_nan, self.r_inf = self.r_nan + int(r32.isnan().sum()), self.r_inf + int(r32.isinf().sum())
         self.d_nan, self.d_inf = self.d_nan + int(d32.isnan().sum()), self.d_inf + int(d32.isinf().sum())
         if keep.any():
             kept = d32[keep]
             self.add(start, r32[keep], y[keep], kept if c32 is d32 else c32[keep], kept)
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    return (a == b) | (a.isnan() & b.isnan())

@@ -41,11 +41,11 @@ def shown(text: str) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     if value is None:
-        return "–"
+        return "-"
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
+        return "∞" if value > 0 else "-∞"
     return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e")
 
 
@@ -65,6 +65,10 @@ def state(report: Report, row: LayerResult) -> str:
 def _local_state(report: Report, row: LayerResult) -> str:
     """As `state`, without what the layer was given from the input on."""
     return row.judged if state(report, row) == "drift" else state(report, row)
+
+
+def _ratio(row: LayerResult) -> float:
+    return row.judgement.ratio if row.judgement and not row.judgement.strange else math.inf
 
 
 def _badness(row: LayerResult) -> float:
@@ -118,15 +122,14 @@ def _power(n: int) -> str:
 def ratio_chart(report: Report) -> Chart:
     """The larger ratio of each row, in the net's order."""
     rows = [(i, row) for i, row in enumerate(report.layers) if row.judgement or row.problem]
-    value = lambda row: row.judgement.ratio if row.judgement and not row.judgement.strange else math.inf  # noqa: E731
-    scale = _Scale([value(row) for _, row in rows], 0.1, 100)
+    scale = _Scale([_ratio(row) for _, row in rows], 0.1, 100)
     last = max(len(report.layers) - 1, 1)
     marks = [
         Mark(
             round(100 * i / last, 2),
-            scale.at(value(row)),
+            scale.at(_ratio(row)),
             _local_state(report, row),
-            f"{shown(row.layer)}: {row.problem or number(value(row))}",
+            f"{shown(row.layer)}: {row.problem or number(_ratio(row))}",
         )
         for i, row in rows
     ]
@@ -138,7 +141,10 @@ def growth_chart(report: Report) -> Chart:
     rows = [(i, row.growth, row) for i, row in enumerate(report.layers) if row.growth]
     scale = _Scale([v for _, g, _ in rows for v in (g.error, g.noise, g.noise * report.limits.rms)], 1e-8, 1e-5)
     last = max(len(report.layers) - 1, 1)
-    place = lambda i, v: (round(100 * i / last, 2), scale.at(v))  # noqa: E731
+
+    def place(i: int, value: float) -> tuple[float, float]:
+        return round(100 * i / last, 2), scale.at(value)
+
     marks = [
         Mark(
             *place(i, g.error),
@@ -147,12 +153,16 @@ def growth_chart(report: Report) -> Chart:
         )
         for i, g, row in rows
     ]
-    path = lambda points: "M" + "L".join(f"{x} {y}" for x, y in points) if len(points) > 1 else ""  # noqa: E731
     lines = {
-        "noise": path([place(i, g.noise) for i, g, _ in rows]),
-        "limit": path([place(i, g.noise * report.limits.rms) for i, g, _ in rows]),
+        "noise": _path([place(i, g.noise) for i, g, _ in rows]),
+        "limit": _path([place(i, g.noise * report.limits.rms) for i, g, _ in rows]),
     }
     return Chart(marks, lines, scale.ticks(), 100.0, None)
+
+
+def _path(points: list[tuple[float, float]]) -> str:
+    """A broken line through the points, in SVG's words."""
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points) if len(points) > 1 else ""
 
 
 # ---- the net's drawing: one row a layer, a lane for each value that is still to be read
@@ -178,8 +188,13 @@ class Drawing:
                 if bottom in index and index[bottom] < index[name]:
                     readers[bottom].append((index[name], place))
         lanes, edge_lanes, busy = _lanes(layers, index, readers)
-        x = lambda lane: LANE * lane + LANE / 2  # noqa: E731
-        y = lambda i: ROW * i + ROW / 2  # noqa: E731
+
+        def x(lane: int) -> float:
+            return LANE * lane + LANE / 2
+
+        def y(i: int) -> float:
+            return ROW * i + ROW / 2
+
         edges = []
         for (writer, reader), lane in edge_lanes.items():
             points = [(x(lanes[writer]), y(writer))]
@@ -188,7 +203,7 @@ class Drawing:
             if lane != lanes[reader]:
                 points.append((x(lane), y(reader - 1) if reader > writer + 1 else y(writer)))
             points.append((x(lanes[reader]), y(reader)))
-            edges.append("M" + "L".join(f"{a:g} {b:g}" for a, b in points))
+            edges.append(_path(points))
         nodes = [(x(lanes[i]), y(i), state(report, row), row) for i, row in enumerate(layers.values())]
         return cls(ROW * len(layers), LANE * max(busy, 1), edges, nodes)
 
@@ -231,7 +246,10 @@ def _pictured(row: LayerResult) -> dict[str, Any]:
     assert row.picture is not None
     picture = row.picture
     tallest = max([1, *picture.ours, *picture.theirs])
-    height = lambda n: round(100 * math.log1p(n) / math.log1p(tallest), 1)  # noqa: E731
+
+    def height(n: int) -> float:
+        return round(100 * math.log1p(n) / math.log1p(tallest), 1)
+
     largest = max([0.0, *(v for line in picture.error for v in line)])
     cells = [[round(v / largest, 3) if largest else 0.0 for v in line] for line in picture.error]
     return {

@@ -67,6 +67,6 @@ def _map(error: Tensor) -> tuple[tuple[float, ...], ...]:
         width = SIDE * SIDE if plane.shape[1] > SIDE * SIDE else plane.shape[1]
         row = torch.nn.functional.adaptive_avg_pool1d(plane, width)[0]
         plane = torch.nn.functional.pad(row, (0, -width % SIDE)).reshape(-1, SIDE)
-    sizes = [min(n, SIDE) for n in plane.shape]
+    sizes = (min(plane.shape[0], SIDE), min(plane.shape[1], SIDE))
     small = torch.nn.functional.adaptive_avg_pool2d(plane[None], sizes)[0]
     return tuple(tuple(float(f"{v:.3g}") for v in line) for line in small.tolist())

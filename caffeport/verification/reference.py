@@ -1,4 +1,5 @@
-"""Arrays to compare with: `in::BLOB` what was fed, `LAYER::TOP` what a layer wrote, `BLOB` a blob at the end of the run.
+"""Arrays to compare with: `in::BLOB` what was fed, `LAYER::TOP` what a layer wrote, `BLOB` a blob at the end of the
+run.
 
 They come from an .npz file, a mapping, Caffe itself in another Python, or OpenCV. An .npz is read array by array, so
 that a reference larger than memory can be used; shapes are compared with the net's before anything is allocated.
@@ -75,12 +76,12 @@ class _Npz:
     def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(member)  # type: ignore[no-any-return]
+        return read(member)
 
     def read(self, key: str) -> Array:
         try:
             with self.archive.open(f"{key}.npy") as member:
-                return np.lib.format.read_array(member, allow_pickle=False)  # type: ignore[no-any-return]
+                return np.lib.format.read_array(member, allow_pickle=False)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ReferenceMismatch(f"{self.path}: array {key!r} cannot be read: {error}") from error
 
@@ -158,7 +159,8 @@ class Stored:
 def match(reference: Reference, graph: Graph, shapes: Mapping[Value, Shape]) -> dict[Value, Stored]:
     """Which values of the net the reference holds. `shapes`: of all values, for the inputs that were fed.
 
-    Raises ReferenceMismatch, with all arrays that do not fit, where names or shapes are another net's or another input's.
+    Raises ReferenceMismatch, with all arrays that do not fit, where names or shapes are another net's or another
+    input's.
     """
     found: dict[Value, Stored] = {}
     problems = []
@@ -177,7 +179,8 @@ def match(reference: Reference, graph: Graph, shapes: Mapping[Value, Shape]) -> 
         held = ", ".join(map(repr, list(reference.shapes)[:SHOWN])) or "nothing"
         wanted_names = ", ".join(repr(top.key) for step in graph.steps[:3] for top in step.tops)
         raise ReferenceMismatch(
-            f"{reference.origin}: holds no array of this net; it holds {held}; wanted are layer::top or blob names such as {wanted_names}"
+            f"{reference.origin}: holds no array of this net; it holds {held}; wanted are layer::top or "
+            f"blob names such as {wanted_names}"
         )
     if problems:
         listed = "\n  ".join(problems[:SHOWN]) + (
@@ -185,7 +188,8 @@ def match(reference: Reference, graph: Graph, shapes: Mapping[Value, Shape]) -> 
         )
         fed = ", ".join(f"{value.blob} {text(shapes[value])}" for value in graph.inputs if value in shapes)
         raise ReferenceMismatch(
-            f"{reference.origin}: {len(problems)} of {len(problems) + len(found)} arrays have another shape than this net gives for "
+            f"{reference.origin}: {len(problems)} of {len(problems) + len(found)} arrays have another "
+            f"shape than this net gives for "
             f"the input {fed}:\n  {listed}\nIs it of another net, another input size or another batch?"
         )
     return found

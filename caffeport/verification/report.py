@@ -73,7 +73,7 @@ class LayerResult:
         if self.judgement is None:
             return None
         if self.exact and self.judged == "alone":
-            return self.judgement.equal or self.judgement.relative_l2 == 0 and not self.judgement.strange
+            return self.judgement.equal
         return self.judgement.within(limits)
 
     def grows_well(self, limits: Limits) -> bool | None:
@@ -86,7 +86,8 @@ class OutputResult:
     """One output of the whole net in the arithmetic under test.
 
     growth     beside float64, in noise
-    top1, top5 share of items whose best class agrees with the reference, and lies among its best five; None for no classes
+    top1, top5 share of items whose best class agrees with the reference, and lies among its best five; None for no
+    classes
     rank       Spearman's correlation over the items, where the output is one score for each of 3 or more
     """
 
@@ -125,7 +126,7 @@ class Report:
     precisions: tuple[PrecisionResult, ...] = ()
     notes: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     stopped: bool = False
 
     # ---- the verdict
@@ -296,15 +297,17 @@ def _growth(value: dict[str, Any] | None) -> Growth | None:
     return None if value is None else Growth(**{key: float(item) for key, item in value.items()})
 
 
+def _moments(value: dict[str, Any]) -> Moments:
+    mean, sd, low, high = (float(value[name]) for name in ("mean", "sd", "low", "high"))
+    return Moments(mean, sd, low, high, int(value["nan"]), int(value["inf"]))
+
+
 def _judgement(value: dict[str, Any] | None) -> Judgement | None:
     if value is None:
         return None
-    moments = {
-        side: Moments(**{k: int(v) if k in ("nan", "inf") else float(v) for k, v in value[side].items()})
-        for side in ("ours", "theirs")
-    }
-    whole = {"equal": bool(value["equal"]), "strange": int(value["strange"]), "at": tuple(value["at"])}
-    rest = {key: float(item) for key, item in value.items() if key not in (*moments, *whole)}
+    moments: dict[str, Any] = {side: _moments(value[side]) for side in ("ours", "theirs")}
+    whole: dict[str, Any] = {"equal": bool(value["equal"]), "strange": int(value["strange"]), "at": tuple(value["at"])}
+    rest: dict[str, Any] = {key: float(item) for key, item in value.items() if key not in (*moments, *whole)}
     return Judgement(**rest, **whole, **moments)
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
@@ -37,7 +37,8 @@ def drawn_inputs(network: Network, inputs: Mapping[str, Feed] | None, seed: int 
             continue
         if None in value.shape:
             raise InputError(
-                f"input {value.blob!r}: its shape {text(value.shape)} is open, so give an array for it (inputs= or --inputs)"
+                f"input {value.blob!r}: its shape {text(value.shape)} is open, so give an array for it "
+                f"(inputs= or --inputs)"
             )
         given[value.blob] = random.uniform(-1, 1, value.shape).astype(np.float32)  # type: ignore[arg-type]
     return given
@@ -58,7 +59,8 @@ def from_caffe(
         place = Path(folder)
         script, fed, output = place / "record_caffe.py", place / "inputs.npz", place / "reference.npz"
         script.write_text(dump_script(), encoding="utf-8")
-        np.savez(fed, **{f"in::{name}": array for name, array in drawn_inputs(network, inputs).items()})  # type: ignore[arg-type]
+        arrays: dict[str, Any] = {f"in::{name}": array for name, array in drawn_inputs(network, inputs).items()}
+        np.savez(fed, **arrays)
         net, weights = _caffe_files(network, place)
         command = [python, str(script), str(net), str(weights or "-"), str(output), "--inputs", str(fed)]
         quiet = {**os.environ, "GLOG_minloglevel": "1"}
@@ -97,7 +99,7 @@ def _caffe_files(network: Network, place: Path) -> tuple[Path, Path | None]:
         net = own.resolve()
     else:
         net.write_text(text_format.MessageToString(description.net), encoding="utf-8")
-    if description.weights is None or len(description.files) == 1 and "text" in first.form:
+    if description.weights is None or (len(description.files) == 1 and "text" in first.form):
         return net, None
     weights = Path(last.path)
     if not weights.is_file():
@@ -116,7 +118,7 @@ def _last_words(stderr: str) -> str:
 
 # ---- OpenCV
 
-_FAULTS = {  # layer type -> (when, what OpenCV 4 does there); see the layers' own documentation for what Caffe does
+_FAULTS: dict[str, tuple[Callable[[Any], Any], str]] = {  # layer type: (when, by its parameters; what OpenCV 4 does)
     "LRN": (lambda p: p.norm_region == 0 and p.k != 1, "ignores k"),
     "InnerProduct": (lambda p: p.transpose, "uses transposed weights as if they were not"),
     "Swish": (lambda p: p.beta != 1, "ignores beta"),

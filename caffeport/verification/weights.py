@@ -25,7 +25,9 @@ class BlobHash:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """A layer's arrays. `differs`: names of the module's tensors that are not what the file's arrays give, with how far off."""
+    """A layer's arrays. `differs`: names of the module's tensors that are not what the file's arrays give, with
+    how far off.
+    """
 
     layer: str
     blobs: tuple[BlobHash, ...]
@@ -56,7 +58,7 @@ def check_weights(network: Network) -> list[LayerWeights]:
         if not wanted or any(key != step.key for key, _ in step.owners):
             continue
         blobs = tuple(
-            BlobHash(blob.name, blob.shape, hashlib.sha256(np.ascontiguousarray(arrays[owner], "<f4")).hexdigest())
+            BlobHash(blob.name, blob.shape, _sha256(arrays[owner]))
             for blob, owner in zip(step.blobs, step.owners, strict=True)
         )
         held = network.get_submodule(network.names[step.key]).state_dict()
@@ -67,6 +69,10 @@ def check_weights(network: Network) -> list[LayerWeights]:
         }
         checked.append(LayerWeights(step.key, blobs, differs))
     return checked
+
+
+def _sha256(array: Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array, "<f4").data).hexdigest()
 
 
 def _difference(held: Array, wanted: Array) -> str:

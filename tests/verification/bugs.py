@@ -1,4 +1,6 @@
-"""Mistakes that converters make, to be put into a right net: each as a changed module or input, and what should be said of it."""
+"""Mistakes that converters make, to be put into a right net: each as a changed module or input, and what should
+be said of it.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy

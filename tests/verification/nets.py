@@ -13,11 +13,13 @@ from tests.conftest import DIGITS
 CHAIN = """
 name: "chain"
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 12 dim: 10 } } }
-layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 8 kernel_size: 3 pad: 1
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {
+        num_output: 8 kernel_size: 3 pad: 1
         weight_filler { type: "gaussian" std: 0.2 } bias_filler { type: "gaussian" std: 0.5 } } }
 layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
 layer { name: "norm" type: "LRN" bottom: "conv" top: "norm" lrn_param { local_size: 3 alpha: 0.5 } }
-layer { name: "pool" type: "Pooling" bottom: "norm" top: "pool" pooling_param { pool: AVE kernel_size: 3 stride: 2 pad: 1 } }
+layer { name: "pool" type: "Pooling" bottom: "norm" top: "pool" pooling_param {
+        pool: AVE kernel_size: 3 stride: 2 pad: 1 } }
 layer { name: "fc" type: "InnerProduct" bottom: "pool" top: "fc" inner_product_param { num_output: 5
         weight_filler { type: "gaussian" std: 0.1 } bias_filler { type: "gaussian" std: 0.5 } } }
 layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
@@ -35,7 +37,9 @@ def pictures(network: Network, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]
 
 
 def recorded(network: Network, inputs: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """What the net itself gives, in the form of a reference. Good for what `verify` makes of it, not for what is right."""
+    """What the net itself gives, in the form of a reference. Good for what `verify` makes of it, not for what is
+    right.
+    """
     with torch.no_grad():
         blobs = network.blobs(dict(inputs))
     names = network.inputs

@@ -75,12 +75,15 @@ def setting(name: str, value: float) -> Callable[[Any], None]:
 
 LAYERS = [
     pytest.param("conv", lambda m: m.weight.copy_(m.weight.flip((2, 3))), "rotated by 180", id="rotated"),
-    pytest.param("conv", lambda m: m.weight.copy_(m.weight.transpose(2, 3).clone()), "height and width exchanged", id="transposed kernels"),
+    pytest.param("conv", lambda m: m.weight.copy_(m.weight.transpose(2, 3).clone()), "height and width exchanged",
+    id="transposed kernels"),
     pytest.param("conv", lambda m: m.bias.zero_(), "a bias was dropped", id="bias dropped"),
     pytest.param("conv", lambda m: m.bias[3].add_(1), "bias of channel 3 is off by -1", id="one bias"),
-    pytest.param("conv", lambda m: m.weight[2, 1, 0, 2].mul_(1.01), r"one value of its weights, at \(2, 1, 0, 2\)", id="one weight"),
+    pytest.param("conv", lambda m: m.weight[2, 1, 0, 2].mul_(1.01), r"one value of its weights, at \(2, 1, 0, 2\)",
+    id="one weight"),
     pytest.param("conv", lambda m: (m.weight.mul_(0.5), m.bias.mul_(0.5)), "ours times 2", id="factor"),
-    pytest.param("norm", lambda m: setattr(m, "alpha", m.alpha * 3), "alpha was not divided by the size on our side", id="alpha times n"),
+    pytest.param("norm", lambda m: setattr(m, "alpha", m.alpha * 3), "alpha was not divided by the size on our side",
+    id="alpha times n"),
     pytest.param("norm", setting("k", 2.0), "k 1 for 2", id="k"),
     pytest.param("norm", setting("beta", 0.5), "beta 0.75 for 0.5", id="beta"),
     pytest.param("pool", setting("count_include_pad", False), "divided by the window cut at image", id="divisor"),

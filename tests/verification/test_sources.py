@@ -31,7 +31,8 @@ class Kind(object):
 class Net(object):
     def __init__(self, net, weights, phase):
         if "abort" in {mode!r}:
-            sys.stderr.write("F1125 10:00:00.0 1 layer_factory.hpp:81] Check failed: registry.count(type) == 1 Unknown layer type: Foo\\n")
+            where = "F1125 10:00:00.0 1 layer_factory.hpp:81] "
+            sys.stderr.write(where + "Check failed: registry.count(type) == 1 Unknown layer type: Foo\\n")
             sys.stderr.flush()
             import os
             os.abort()
@@ -93,7 +94,7 @@ def test_caffes_own_words_when_it_aborts(pycaffe: Path) -> None:
     (pycaffe / "caffe.py").write_text(PYCAFFE.format(mode="abort", reference=""))
     network, _ = digits()
     with pytest.raises(
-        caffeport.ReferenceMismatch, match="ended with signal 6 on this net: Check failed: .* Unknown layer type: Foo"
+        caffeport.ReferenceMismatch, match=r"ended with signal 6 on this net: Check failed: .* Unknown layer type: Foo"
     ):
         caffeport.verify(network, f"caffe:{sys.executable}")
 
@@ -101,7 +102,7 @@ def test_caffes_own_words_when_it_aborts(pycaffe: Path) -> None:
 def test_a_python_without_caffe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "caffe.py").write_text("raise ImportError('No module named _caffe')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(caffeport.ReferenceMismatch, match="ended with status 1 .* No module named _caffe"):
+    with pytest.raises(caffeport.ReferenceMismatch, match=r"ended with status 1 .* No module named _caffe"):
         caffeport.verify(digits()[0], f"caffe:{sys.executable}")
 
 
@@ -112,7 +113,7 @@ def test_a_python_that_is_not_there() -> None:
 
 def test_an_open_input_has_to_be_given(pycaffe: Path) -> None:
     network = caffeport.load(DIGITS / "deploy.prototxt", DIGITS / "digits.caffemodel", inputs={"data": (None, 1, 8, 8)})
-    with pytest.raises(caffeport.InputError, match="input 'data': its shape .* is open"):
+    with pytest.raises(caffeport.InputError, match=r"input 'data': its shape .* is open"):
         caffeport.verify(network, f"caffe:{sys.executable}")
 
 
@@ -141,14 +142,9 @@ class TestOpenCV:
 
     def test_a_fault_does_not_fail(self, tmp_path: Path) -> None:
         pytest.importorskip("cv2")
-        net = (
-            (DIGITS / "deploy.prototxt")
-            .read_text()
-            .replace(
-                'layer { name: "pool2"',
-                'layer { name: "norm" type: "LRN" bottom: "conv2" top: "norm" lrn_param { k: 2 alpha: 3 } }\nlayer { name: "pool2"',
-            )
-        )
+        norm = 'layer { name: "norm" type: "LRN" bottom: "conv2" top: "norm" lrn_param { k: 2 alpha: 3 } }\n'
+        pool = 'layer { name: "pool2"'
+        net = (DIGITS / "deploy.prototxt").read_text().replace(pool, norm + pool)
         (tmp_path / "net.prototxt").write_text(net)
         network = caffeport.load(tmp_path / "net.prototxt", DIGITS / "digits.caffemodel")
         report = caffeport.verify(network, "opencv", inputs={"data": digits()[1]["in::data"]})
@@ -159,7 +155,7 @@ class TestOpenCV:
 
     def test_what_it_refuses_is_said_in_its_words(self) -> None:
         pytest.importorskip("cv2")
-        with pytest.raises(caffeport.InputError, match="the weights were not read from a file|cannot run"):
+        with pytest.raises(caffeport.InputError, match=r"the weights were not read from a file|cannot run"):
             from_opencv(
                 caffeport.load((DIGITS / "deploy.prototxt").read_bytes(), (DIGITS / "digits.caffemodel").read_bytes())
             )
