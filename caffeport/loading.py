@@ -56,8 +56,8 @@ def load(
     crop             what a Crop layer without crop_param does: "caffe": offset 0, as in Caffe 1.0; "aligned": the
                      offset that the old forks derived, which FCN and HED files of 2015 were made for
     strict           a layer that the weights file lacks is an error; False leaves it Caffe's filler, with a warning
-    deploy           cut from a training net what only training needs; SoftmaxWithLoss leaves a Softmax (always done for a
-                     weights file alone)
+    deploy           cut from a training net what only training needs; SoftmaxWithLoss leaves a Softmax (always done
+                     for a weights file alone)
     salvage          take the whole layers of a weights file that ends early
     allow_nonfinite  accept NaN and Inf among the weights
     seed             for random fillers
@@ -121,8 +121,8 @@ def _refuse_giants(graph: Graph, arrays: Mapping[tuple[str, int], Array]) -> Non
     if total > MOST_FILLED:
         largest, step = max(filled_sizes.values(), key=lambda entry: entry[0])
         raise ShapeError(
-            f"{step.layer}: {largest:,} learned values of it, {total:,} of the net, are in no file, and fillers make up "
-            f"{MOST_FILLED:,} at most; give the weights, or mend the sizes in the net"
+            f"{step.layer}: {largest:,} learned values of it, {total:,} of the net, are in no file, and fillers make "
+            f"up {MOST_FILLED:,} at most; give the weights, or mend the sizes in the net"
         )
 
 

@@ -176,15 +176,17 @@ class Network(nn.Module):
         time. `module` stands in for the layer's own.
         """
         shared = _shared(step, self.names, self._views)
-        owners = {owner: converted(self._modules[owner], dtype, device) for _, owner, _ in shared}
-        own = converted(module or self._modules[self.names[step.key]], dtype, device)
+        modules: dict[str, Any] = self._modules
+        owners = {owner: converted(modules[owner], dtype, device) for _, owner, _ in shared}
+        own = converted(module or modules[self.names[step.key]], dtype, device)
         return _apply(step, own, [x.to(device, dtype) for x in bottoms], owners, shared)
 
     def _feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Feed], inner: bool = False) -> list[Any]:
         """Values by slot, with what is fed in place. `inner` lets the caller feed values that layers write."""
         graph = self.graph
         if len(args) == 1 and isinstance(args[0], Mapping):
-            args, kwargs = (), {**args[0], **kwargs}
+            kwargs = {**args[0], **kwargs}
+            args = ()
         fed = dict(zip((value.blob for value in graph.inputs), args, strict=False)) | dict(kwargs)
         places = {value.blob: value for value in graph.inputs}
         if inner:

@@ -63,7 +63,8 @@ class Converted:
 
     def to_dict(self) -> dict[str, Any]:
         verdict = {"verdict": self.report.verdict} if self.report else {}
-        return {"folder": str(self.folder), "seconds": self.seconds, "bytes": self.sizes, "warnings": self.warnings, **verdict}
+        facts = {"folder": str(self.folder), "seconds": self.seconds, "bytes": self.sizes, "warnings": self.warnings}
+        return facts | verdict
 
 
 def convert(
@@ -122,7 +123,9 @@ def convert(
     sizes: dict[str, int] = {}
     if report is None or report.passed:
         mean_image = read_mean(mean) if mean is not None else None
-        sizes = write_folder(target, network, description, mean_image, force=force, report=report, onnx=onnx, source=source)
+        sizes = write_folder(
+            target, network, description, mean_image, force=force, report=report, onnx=onnx, source=source
+        )
         clock["write"] = time.perf_counter()
     names = list(clock)
     seconds = {b: clock[b] - clock[a] for a, b in pairwise(names)}
@@ -130,8 +133,15 @@ def convert(
 
 
 def write_folder(
-    target: Path, network: Network, description: Description, mean: MeanImage | None, *, force: bool,
-    report: "Report | None" = None, onnx: bool = False, source: bool = False,
+    target: Path,
+    network: Network,
+    description: Description,
+    mean: MeanImage | None,
+    *,
+    force: bool,
+    report: "Report | None" = None,
+    onnx: bool = False,
+    source: bool = False,
 ) -> dict[str, int]:
     """Write the folder beside its place and rename it. Returns the size of each file in bytes."""
     _check_target(target, force)
@@ -182,7 +192,7 @@ def _export(network: Network, folder: Path, onnx: bool, source: bool) -> list[st
     for wanted, export, name in ((onnx, export_onnx, "model.onnx"), (source, export_source, "model.py")):
         try:
             if wanted:
-                export(network, folder / name)  # type: ignore[operator]
+                export(network, folder / name)
         except UnsupportedLayer as error:
             warnings.append(f"{name} was not written: {error}")
     return warnings

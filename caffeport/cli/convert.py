@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--mean", metavar="FILE", help="Mean image to keep beside the weights: .binaryproto, .npy or .mat.")
 @click.option(
-    "--reference", metavar="NPZ|caffe:PYTHON|opencv",
+    "--reference",
+    metavar="NPZ|caffe:PYTHON|opencv",
     help="Verify first, as `caffeport verify` does, and write only what passes, with the report.",
 )
 @click.option("--onnx/--no-onnx", default=True, show_default=True, help="Write model.onnx too.")
