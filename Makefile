@@ -15,12 +15,14 @@ test: $(READY)
 
 lint: $(READY)
 	$(VENV)/ruff check .
+	$(VENV)/ruff format --check caffeport tests examples
 	$(VENV)/mypy
 
 # Benchmarks want the machine to themselves, so they are no part of `make test`. They read ../shared.
 bench: $(READY) build/memnet.caffemodel
 	$(VENV)/python tests/bench/load.py build/memnet.caffemodel
 	$(VENV)/python tests/bench/forward.py build/memnet.caffemodel
+	$(VENV)/python tests/bench/layers.py
 
 build/memnet.caffemodel: | $(READY)
 	mkdir -p build

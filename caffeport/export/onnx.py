@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,9 @@ def export_onnx(
     model = OnnxModel(network.folded() if fold else network, opset, batch, spatial, outputs, picture)
     report = None
     with appearing(path) as temporary:
-        write_model(temporary, model.proto(), model.initializers())
+        with ThreadPoolExecutor(1) as beside:  # hashes the source files meanwhile
+            facts = beside.submit(model.metadata)
+            write_model(temporary, model.proto(), model.initializers(), facts.result)
         if prove:
             from .proof import prove as prove_file
 
@@ -258,7 +261,7 @@ class OnnxModel:
     # ---- the file
 
     def proto(self) -> Any:
-        """The ModelProto without its initializers."""
+        """The ModelProto without its initializers and facts."""
         from onnx import TensorProto, helper
 
         picture = self.image.name if self.preprocess else None
@@ -291,7 +294,6 @@ class OnnxModel:
             producer_name="caffeport",
             producer_version=__version__,
         )
-        helper.set_model_props(model, self.metadata())
         return model
 
     def named_shapes(self) -> dict[str, Symbolic]:

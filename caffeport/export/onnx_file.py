@@ -21,8 +21,10 @@ INITIALIZER = (5 << 3) | 2
 RAW_DATA = (9 << 3) | 2
 
 
-def write_model(path: Path, model: Any, initializers: list[Initializer]) -> None:
-    """Write the ModelProto `model` with these initializers, which it lacks.
+def write_model(
+    path: Path, model: Any, initializers: list[Initializer], facts: Callable[[], dict[str, str]] = dict
+) -> None:
+    """Write the ModelProto `model` with these initializers, which it lacks; `facts` are asked for at the end.
 
     Beyond 2 GiB the large arrays go to a second file, `<name>.data`, beside it.
     """
@@ -42,6 +44,10 @@ def write_model(path: Path, model: Any, initializers: list[Initializer]) -> None
                 file.write(bytes([INITIALIZER]) + _varint(size) + header)
                 if values is not None:
                     _write(file, values())
+            tail = type(model)()
+            for key, value in facts().items():
+                tail.metadata_props.add(key=key, value=value)
+            file.write(tail.SerializeToString(deterministic=True))
         finally:
             if data:
                 data.close()

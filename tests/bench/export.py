@@ -93,16 +93,21 @@ def contenders(
 
 
 def fastest(runs: dict[str, Callable[[Array], object]], x: Array, rounds: int) -> dict[str, float]:
-    """Milliseconds of the fastest of `rounds` runs of each, taking turns."""
+    """Milliseconds of the fastest run of each, taking `rounds` turns of three runs.
+
+    Between turns is a pause: the threads of the one before wait actively for a while, and would take the cores.
+    """
     best = dict.fromkeys(runs, float("inf"))
     with torch.inference_mode():
         for run in runs.values():
             run(x)
         for _ in range(rounds):
             for name, run in runs.items():
-                start = time.perf_counter()
-                run(x)
-                best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
+                time.sleep(0.1)
+                for _ in range(3):
+                    start = time.perf_counter()
+                    run(x)
+                    best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
     return best
 
 
@@ -113,7 +118,7 @@ def main() -> None:
     parser.add_argument("--caffe", help="a Python with real Caffe")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     network = caffeport.load(arguments.net, arguments.weights)
