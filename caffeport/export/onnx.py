@@ -287,14 +287,13 @@ class OnnxModel:
             value_info=list(between.values()),
         )
         imports = [helper.make_opsetid("", self.opset)]
-        model = helper.make_model(
+        return helper.make_model(
             graph,
             opset_imports=imports,
             ir_version=helper.find_min_ir_version_for(imports),
             producer_name="caffeport",
             producer_version=__version__,
         )
-        return model
 
     def named_shapes(self) -> dict[str, Symbolic]:
         """Shapes of all inputs, outputs and tops by tensor name."""

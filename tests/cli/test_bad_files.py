@@ -21,7 +21,6 @@ NETS |= {
 }
 WEIGHTS = NO_MODELS | {
     "cut": GOOD[:-40],
-    "other shapes": GOOD.replace(b"\x0a\x02\x02\x08", b"\x0a\x02\x08\x02"),
     "a net": SMALL.encode(),
 }
 
@@ -51,6 +50,14 @@ def test_weights(caffeport: Callable[..., Result], tmp_path: Path, data: bytes) 
     for command in (("convert", "-o", tmp_path / "out"), ("inspect",)):
         refused(caffeport(command[0], tmp_path / "net.prototxt", tmp_path / "w.caffemodel", *command[1:]), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.prototxt", "w.caffemodel"]
+
+
+def test_weights_of_other_shapes(caffeport: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(SMALL)
+    (tmp_path / "w.caffemodel").write_bytes(GOOD.replace(b"\x0a\x02\x02\x08", b"\x0a\x02\x08\x02"))
+    result = caffeport("convert", tmp_path / "net.prototxt", tmp_path / "w.caffemodel", "-o", tmp_path / "out")
+    refused(result, tmp_path)
+    assert "2 x 8" in result.stderr and "8 x 2" in result.stderr
 
 
 def test_swapped_arguments(caffeport: Callable[..., Result], tmp_path: Path) -> None:
