@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from .description import Description, describe
 from .errors import ShapeError, WeightsError
 from .fillers import filled
-from .formats import Readable, StoredLayer
+from .formats import Readable
 from .graph import Graph, Step
 from .layers import Array, text
+from .matching import stored_arrays
 from .network import Network, View
-from .surgery import Surgery, advice, hints
+from .surgery import Surgery
 
 LOG = logging.getLogger("caffeport")
 MOST_FILLED = 1 << 29  # values (2 GiB) that fillers may make up in one net; VGG-19 learns 144 million
@@ -124,72 +125,6 @@ def _refuse_giants(graph: Graph, arrays: Mapping[tuple[str, int], Array]) -> Non
             f"{step.layer}: {largest:,} learned values of it, {total:,} of the net, are in no file, and fillers make "
             f"up {MOST_FILLED:,} at most; give the weights, or mend the sizes in the net"
         )
-
-
-def stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int], Array]:
-    """The file's array for each learned one, by (layer key, index). Raises WeightsError for all that does not fit."""
-    weights, steps = description.weights, {step.key: step for step in description.graph.steps}
-    if weights is None:
-        return {}
-    arrays: dict[tuple[str, int], Array] = {}
-    problems = []
-    for entry in weights.layers:
-        step = steps.get(entry.name)
-        if step is None:
-            continue
-        problem = _misfit(entry, step)
-        if problem:
-            problems.append(problem)
-            continue
-        places = entry.places or range(len(entry.blobs))
-        arrays |= {step.owners[i]: blob.array for i, blob in zip(places, entry.blobs, strict=True)}
-    if problems:
-        raise WeightsError("\n".join(problems))
-    missing = [step for step in steps.values() if any(owner not in arrays for owner in step.owners)]
-    if missing and not description.partial:
-        names = ", ".join(f"{step.key!r} ({step.layer.spec.type})" for step in missing)
-        text = f"{description.files[-1].path}: has no arrays for {len(missing)} layer(s) of the net: {names}"
-        if strict:
-            held = (
-                ", ".join(repr(entry.name) for entry in weights.layers if entry.blobs and entry.name not in steps)
-                or "none"
-            )
-            near = "".join(f"\n  {hint}" for hint in hints(weights, description.graph))
-            raise WeightsError(
-                f"{text}; it has arrays of layers that the net lacks: {held}; strict=False (--no-strict) leaves the "
-                f"missing ones their fillers{near}"
-            )
-        LOG.warning("%s; they keep their fillers", text)
-    return arrays
-
-
-def _misfit(entry: StoredLayer, step: Step) -> str | None:
-    """Why Caffe would refuse to load this layer's arrays, or None."""
-    layer = step.layer
-    places = entry.places or tuple(range(len(entry.blobs)))
-    if entry.places is None and len(entry.blobs) != len(step.blobs):
-        return f"{layer}: the weights file has {len(entry.blobs)} arrays for it, the net wants {len(step.blobs)}"
-    for place, stored in zip(places, entry.blobs, strict=True):
-        if place >= len(step.blobs):
-            return f"{layer}: the weights file has an array number {place} for it, the net wants {len(step.blobs)}"
-        wanted = step.blobs[place]
-        if not stored.fits(wanted.shape):
-            bottoms = ", ".join(
-                f"{name!r} of {text(o.shape)}" for name, o in zip(layer.spec.bottom, step.bottoms, strict=True)
-            )
-            agree = prod(stored.shape) == prod(wanted.shape)
-            if entry.reshaped and agree:
-                continue
-            how = f"; the counts agree: {advice(entry.name, layer.spec.name)} takes the values in their order"
-            return (
-                f"{layer}: its {wanted.name} is {text(stored.shape)} in the weights file, "
-                f"the net with bottom {bottoms} "
-                f"wants {text(wanted.shape)}{how if agree else ''}"
-            )
-    return None
-
-
-# ---- modules and their numbers
 
 
 def network_of(graph: Graph, state: Callable[[Step], dict[str, Array]], copier: "Copier") -> Network:

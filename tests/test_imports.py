@@ -22,13 +22,14 @@ MAY_IMPORT = {  # part of the package -> parts that it may import, beside itself
     "surgery": {"errors", "formats", "layers", "graph"},
     "description": {"errors", "formats", "layers", "graph", "alignment", "surgery"},
     "preprocess": {"errors", "formats"},
+    "matching": {"errors", "formats", "layers", "graph", "surgery", "description"},
     "fillers": {"errors", "formats", "layers"},
     "network": {"errors", "formats", "layers", "graph", "description", "folding"},
     "folding": {"layers", "modules", "graph", "network"},
 }
 WITHOUT_TORCH = (
     *("__init__", "__main__", "alignment", "cli", "description", "errors", "fillers", "formats", "graph", "layers"),
-    *("preprocess", "surgery"),
+    *("matching", "preprocess", "surgery"),
 )
 
 

@@ -16,6 +16,7 @@ from ..formats.mean import looks_like_mean
 from ..formats.schema import Message
 from ..graph import Step
 from ..layers import Shape, text
+from ..matching import stored_arrays
 from .options import deploy_option, net_options
 from .output import print_json, print_table, visible
 
@@ -70,6 +71,7 @@ def inspect(net: str, weights: str | None, quirks: bool, as_json: bool, **how: A
         _show_quirks(description)
     else:
         _show(description)
+    stored_arrays(description, strict=True)  # after the table: an error that says what of the weights does not fit
 
 
 def _row(step: Step) -> Row:

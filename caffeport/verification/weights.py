@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..graph import Step
-from ..loading import stored_arrays
+from ..matching import stored_arrays
 from ..network import Network
 
 Array = np.ndarray[Any, Any]
