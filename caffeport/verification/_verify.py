@@ -182,9 +182,7 @@ def _wiring(network: Network, source: Reference, stored: Mapping[Value, Stored])
         at = stored.get(operand.value)
         if blob not in source.shapes or at is None or at.key == blob:
             continue
-        end, written = source.read(blob).reshape(-1), source.read(at.key).reshape(-1)
-        n = min(end.size, written.size)
-        if not np.array_equal(end[:n], written[:n], equal_nan=True):
+        if not source.alike(blob, at.key):
             problems.append(
                 f"blob {blob!r} ends with other numbers than {operand.value.key!r}, which should be the "
                 f"last to write it"

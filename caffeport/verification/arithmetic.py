@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,9 +91,13 @@ def deterministic() -> Iterator[None]:
     _allow_tf32(False)
     cudnn.deterministic, cudnn.benchmark = True, False
     torch.use_deterministic_algorithms(True, warn_only=True)
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    memory.fill_uninitialized_memory = False  # a pass over every new array, which is then written
     try:
         yield
     finally:
+        memory.fill_uninitialized_memory = fill
         torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
         torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
 

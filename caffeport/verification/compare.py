@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..graph import Operand, Step, Value
 from ..layers import Shape, text
-from ..network import Network
+from ..network import Network, converted
 from .arithmetic import TRUTH, YARDSTICK, Arithmetic
 from .judge import HALF_STEP, Growth, Judgement, growth, judge
 from .picture import Gallery
@@ -86,6 +86,7 @@ class Walk:
         self.carried: dict[
             tuple[int, Value], float
         ] = {}  # relative noise of computed values, by road (0 local, 1 whole)
+        self.doubled: tuple[Step, nn.Module] | None = None  # the layer at hand in float64
         self.parted: set[Value] = set()  # where both roads differ, because the reference has been put in
         self.lost: dict[Value, str] = {}  # values that could not be computed on the local road, and why
         self.last = _last_use(network)
@@ -170,7 +171,15 @@ class Walk:
             if arithmetic is self.tested and self.same:
                 lane |= {top: lanes[1][top] for top in step.tops if top in lanes[1]}
             else:
-                lane |= zip(step.tops, arithmetic.run(self.network, step, args), strict=False)
+                module = self._double(step) if arithmetic is TRUTH else None
+                lane |= zip(step.tops, arithmetic.run(self.network, step, args, module), strict=False)
+
+    def _double(self, step: Step) -> nn.Module:
+        """The layer in float64, made once for both roads."""
+        if self.doubled is None or self.doubled[0] is not step:
+            own = self.network.get_submodule(self.network.names[step.key])
+            self.doubled = step, converted(own, TRUTH.dtype, TRUTH.device)
+        return self.doubled[1]
 
     def _bottom(self, operand: Operand, lane: Values, keep: int | None, batch: set[int]) -> Tensor:
         x = self.known[operand.value] if operand.value in self.known else lane[operand.value]

@@ -222,40 +222,41 @@ class _Sums:
         self.r_high = self.d_high = -math.inf
         self.r_nan = self.r_inf = self.d_nan = self.d_inf = 0
 
-    def add(self, start: int, r32: Tensor, y: Tensor, c32: Tensor, d32: Tensor) -> None:
-        """Take in one block; `start`: index of its first element."""
-        r, d = r32.double(), d32.double()
-        c = d if c32 is d32 else c32.double()
-        yard, error = c - y, d - r
-        yard2, error2, d1 = float(yard.dot(yard)), float(error.dot(error)), float(d.sum())
-        if not math.isfinite(yard2 + error2 + d1):
-            self._add_finite(start, r32, y, c32, d32)
+    def add(self, start: int, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> None:
+        """Take in one block; `start`: index of its first element. Only y64 is float64: the differences, once taken,
+        are as exact in float32, which takes half the time.
+        """
+        yard, error = _differences(r, y64, c, d)
+        yard_max, error_max, (low, high) = _largest(yard), _largest(error), _ends(d)
+        if not math.isfinite(yard_max + error_max + low + high):
+            self._add_finite(start, r, y64, c, d)
             return
-        self.finite += y.numel()
-        yard_max, d2, (low, high) = _largest(yard), float(d.dot(d)), _ends(d32)
-        self.yard2, self.yard_max = self.yard2 + yard2, max(self.yard_max, yard_max)
+        self.finite += d.numel()
+        d_max, yard2 = max(-low, high), _square(yard, yard_max)
+        d1, d2 = float(d.sum()), _square(d, d_max)
         self.d1, self.d2, self.d_low, self.d_high = (
             self.d1 + d1,
             self.d2 + d2,
             min(self.d_low, low),
             max(self.d_high, high),
         )
-        if c32 is d32:
-            device2, device_max = yard2, yard_max
-            self.y2, self.y_max = self.d2, max(-self.d_low, self.d_high)
+        self.yard2, self.yard_max = self.yard2 + yard2, max(self.yard_max, yard_max)
+        if c is d:
+            device, device2, device_max, c2, c_max = yard, yard2, yard_max, d2, d_max
         else:
-            device = d - y
-            device2, device_max = float(device.dot(device)), _largest(device)
-            self.y2, self.y_max = self.y2 + float(y.dot(y)), max(self.y_max, _largest(y))
+            device = (d - y64).float()
+            device_max = _largest(device)
+            c_max = _largest(c)
+            device2, c2 = _square(device, device_max), _square(c, c_max)
+        self.y2, self.y_max = self.y2 + c2, max(self.y_max, c_max)
         self.device2, self.device_max = self.device2 + device2, max(self.device_max, device_max)
-        if error2:
-            reference = r - y
-            ref2, ref_max = float(reference.dot(reference)), _largest(reference)
-            r1, r2, (low, high) = float(r.sum()), float(r.dot(r)), _ends(r32)
-            self._add_error(start, r32, error, math.sqrt(r2 / r.numel()))
+        if error_max:
+            reference, (low, high) = device - error, _ends(r)
+            ref_max = _largest(reference)
+            ref2, r1, r2 = _square(reference, ref_max), float(r.sum()), _square(r, max(-low, high))
+            self._add_error(start, r, error, error_max, math.sqrt(r2 / r.numel()))
         else:  # the reference has the very numbers of ours
             ref2, ref_max, r1, r2 = device2, device_max, d1, d2
-        self.error2, self.equal = self.error2 + error2, self.equal and not error2
         self.ref2, self.ref_max = self.ref2 + ref2, max(self.ref_max, ref_max)
         self.r1, self.r2, self.r_low, self.r_high = (
             self.r1 + r1,
@@ -264,30 +265,43 @@ class _Sums:
             max(self.r_high, high),
         )
 
-    def _add_error(self, start: int, r32: Tensor, error: Tensor, scale: float) -> None:
-        """error: d32 - ref; scale: rms(ref) of the block."""
-        size = error.float().abs_()
-        at = int(size.numpy().argmax())
-        if abs(float(error[at])) > self.error_max:
-            self.error_max, self.error_at = abs(float(error[at])), start + at
-        # Steps of float32 times 2^23: its sign and its fraction masked away, a number is a power of two.
-        steps = (r32.contiguous().view(torch.int32) & 0x7F800000).view(torch.float32)
+    def _add_error(self, start: int, r: Tensor, error: Tensor, error_max: float, scale: float) -> None:
+        """error: d - ref; error_max: the largest |error|; scale: rms(ref) of the block."""
+        self.equal = False
+        self.error2 += _square(error, error_max)
+        size = error.abs_()
+        if error_max > self.error_max:
+            self.error_max, self.error_at = error_max, start + int(size.numpy().argmax())
+        # 2^23 steps of float32: without its sign and its fraction a number is a power of two.
+        steps = (r.view(torch.int32) & 0x7F800000).view(torch.float32)
         least = max(math.ldexp(0.5, math.frexp(scale)[1]), LEAST_NORMAL)
-        self.ulp = max(self.ulp, float(_ends(size.div_(steps.clamp_(min=least)))[1]) * 2.0**23)
+        self.ulp = max(self.ulp, _ends(size.div_(steps.clamp_(min=least)))[1] * 2.0**23)
 
-    def _add_finite(self, start: int, r32: Tensor, y: Tensor, c32: Tensor, d32: Tensor) -> None:
+    def _add_finite(self, start: int, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> None:
         """A block with NaN or Inf: counts them, and the places where the reference differs from all of ours."""
-        y32 = y.float()  # what float32 makes of it: a value beyond its range is Inf
-        keep = torch.isfinite(r32) & torch.isfinite(y32) & torch.isfinite(c32) & torch.isfinite(d32)
+        y = y64.float()  # what float32 makes of it: a value beyond its range is Inf
+        yard, error = _differences(r, y64, c, d)
+        keep = torch.isfinite(yard) & torch.isfinite(error) & torch.isfinite(y) & torch.isfinite(d)
         # Intermediate values may overflow in float32 and not in float64: either of ours may agree.
-        agrees = (_same(r32, y32) | _same(r32, c32)) & (_same(d32, y32) | _same(d32, c32) | _same(d32, r32))
-        self.equal &= bool(_same(r32, d32).all())
+        agrees = (_same(r, y) | _same(r, c)) & (_same(d, y) | _same(d, c) | _same(d, r))
+        self.equal &= bool(_same(r, d).all())
         self.strange += int((~keep & ~agrees).sum())
-        self.r_nan, self.r_inf = self.r_nan + int(r32.isnan().sum()), self.r_inf + int(r32.isinf().sum())
-        self.d_nan, self.d_inf = self.d_nan + int(d32.isnan().sum()), self.d_inf + int(d32.isinf().sum())
+        self.r_nan, self.r_inf = self.r_nan + int(r.isnan().sum()), self.r_inf + int(r.isinf().sum())
+        self.d_nan, self.d_inf = self.d_nan + int(d.isnan().sum()), self.d_inf + int(d.isinf().sum())
         if keep.any():
-            kept = d32[keep]
-            self.add(start, r32[keep], y[keep], kept if c32 is d32 else c32[keep], kept)
+            kept = d[keep]
+            self.add(start, r[keep], y64[keep], kept if c is d else c[keep], kept)
+
+
+def _differences(r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """c - y64, and d - r, in float32."""
+    return (c.double() - y64).float(), d - r
+
+
+def _square(x: Tensor, largest: float) -> float:
+    """Sum of squares of float32; those that would leave its range are taken in float64."""
+    x = x if 1e-12 < largest < 1e15 else x.double()
+    return float(x.dot(x))
 
 
 def _same(a: Tensor, b: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class _Source(Protocol):
     """Arrays by name, their shapes known without reading them."""
 
     shapes: dict[str, tuple[int, ...]]
+    checks: dict[str, tuple[int, int]]  # arrays with the same are the same; empty where that is not known
 
     def read(self, key: str) -> Array: ...
 
@@ -41,6 +42,7 @@ class _Mapping:
         for key, array in self.arrays.items():
             _check_dtype("the reference", key, array.dtype)
         self.shapes = {key: array.shape for key, array in self.arrays.items()}
+        self.checks: dict[str, tuple[int, int]] = {}
 
     def read(self, key: str) -> Array:
         return self.arrays[key]
@@ -56,6 +58,7 @@ class _Npz:
         except (OSError, zipfile.BadZipFile) as error:
             raise ReferenceMismatch(f"{path}: cannot be read as an .npz file: {error}") from error
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.checks: dict[str, tuple[int, int]] = {}  # size and CRC-32 of each member, header and all
         for info in self.archive.infolist():
             if not info.filename.endswith(".npy"):
                 continue
@@ -71,6 +74,7 @@ class _Npz:
                     f"{path}: array {key!r} ends early: {text(shape)} values declared, {info.file_size:,} bytes there"
                 )
             self.shapes[key] = shape
+            self.checks[key] = info.file_size, info.CRC
 
     @staticmethod
     def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -130,10 +134,21 @@ class Reference:
         return self.source.shapes
 
     def read(self, key: str) -> Array:
-        """The array as float32, row-major."""
+        """The array as float32, row-major, to be read only: it may be the caller's own."""
         array = self.source.read(key)
         with np.errstate(over="ignore"):
-            return np.array(array, np.float32, order="C").reshape(array.shape)
+            # torch takes writable arrays alone without a warning.
+            return np.require(array, np.float32, ["C", "W"]).reshape(array.shape)
+
+    def alike(self, a: str, b: str) -> bool:
+        """Whether two arrays have the same numbers, as far as both reach; NaN equals itself."""
+        checks = self.source.checks
+        if a in checks and checks[a] == checks.get(b):
+            return True
+        x, y = self.read(a).reshape(-1), self.read(b).reshape(-1)
+        n = min(x.size, y.size)
+        x, y = x[:n], y[:n]
+        return x.tobytes() == y.tobytes() or np.array_equal(x, y, equal_nan=True)
 
     def inputs(self, graph: Graph) -> dict[str, Array]:
         """What was fed, by blob name: `in::BLOB`, or the blob itself where no layer changes it."""
