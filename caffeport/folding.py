@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .graph import Graph, Operand, Step, Value
 from .layers import Layer
 from .modules.normalization import Bias, Scale
+from .modules.packed import PackedConv2d
 
 if TYPE_CHECKING:
     from .network import Network, View
@@ -115,6 +116,8 @@ class _Folder:
                 )
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and step.key not in self.shared:
                 module = _replaced(module, weight=module.weight.detach().contiguous(memory_format=torch.channels_last))
+            if type(module) is nn.Conv2d and step.key not in self.shared:
+                module = PackedConv2d.of(module)
             self.modules[step.key] = module
 
 

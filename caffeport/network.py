@@ -41,6 +41,7 @@ class Network(nn.Module):
     names: dict[str, str]
     source_files: tuple[str, ...] = ()  # where it was read from
     description: Description | None = None  # the files that it was made from
+    hashes: Mapping[str, Any] = {}  # of a converted folder: sha256 of each tensor, by its key in state_dict
 
     def __init__(
         self, graph: Graph, modules: Mapping[str, nn.Module], views: Mapping[str, Mapping[str, View]] | None = None
@@ -326,6 +327,25 @@ def _relu_in_place(step: Step, name: str) -> Any:
     return run
 
 
+def _convolution_with_relu(conv: Step, relu: Step, call: Any, names: Mapping[str, str]) -> Any:
+    """A convolution and the ReLU after it: one call where the convolution is packed, else `call` and in place."""
+    slot, between, top = conv.bottoms[0].value.slot, conv.tops[0].slot, relu.tops[0].slot
+    first, second = names[conv.key], names[relu.key]
+    after = _relu_in_place(relu, second)
+
+    def run(modules: Mapping[str, Any], values: list[Any]) -> None:
+        c, r = modules[first], modules[second]
+        hooks = c._forward_hooks or c._forward_pre_hooks or r._forward_hooks or r._forward_pre_hooks
+        if getattr(c, "takes_relu", False) and type(r) is nn.ReLU and not hooks:
+            values[top] = c.forward(values[slot], relu=True)
+        else:
+            call(modules, values)
+            after(modules, values)
+            values[between] = None
+
+    return run
+
+
 def _affine_batch_norm(norm: Step, scale: Step, names: Mapping[str, str]) -> Any:
     """BatchNorm and the Scale after it in one call, which is what they are in PyTorch."""
     slot, top, first, second = norm.bottoms[0].value.slot, scale.tops[0].slot, names[norm.key], names[scale.key]
@@ -365,24 +385,41 @@ def _plan(
             and only_reader(norm.tops[0], scale)
         )
 
-    calls: list[tuple[Any, Step, list[Value]]] = []
-    skip: set[str] = set()
-    for i, step in enumerate(graph.steps):
-        if step.key in skip:
-            continue
+    def overwrites(step: Step) -> bool:
+        """Is it a ReLU that may write over its bottom?"""
         bottom = step.bottoms[0].value if step.bottoms else None
-        after = graph.steps[i + 1] if i + 1 < len(graph.steps) else None
-        read = step.reads
-        if after and pairs_with(step, after):
-            skip.add(after.key)
-            calls.append((_affine_batch_norm(step, after, names), after, read))
-        elif (
+        return (
             step.layer.overwrites
             and bottom in writer
             and writer[bottom].layer.fresh
             and step.bottoms[0].like is None
             and only_reader(bottom, step)
-        ):
+        )
+
+    def takes_relu(conv: Step, relu: Step) -> bool:
+        return (
+            conv.layer.spec.type == "Convolution"
+            and conv.key not in views
+            and len(conv.bottoms) == len(conv.tops) == 1
+            and conv.bottoms[0].like is None
+            and overwrites(relu)
+            and relu.bottoms[0].value == conv.tops[0]
+        )
+
+    calls: list[tuple[Any, Step, list[Value]]] = []
+    skip: set[str] = set()
+    for i, step in enumerate(graph.steps):
+        if step.key in skip:
+            continue
+        after = graph.steps[i + 1] if i + 1 < len(graph.steps) else None
+        read = step.reads
+        if after and pairs_with(step, after):
+            skip.add(after.key)
+            calls.append((_affine_batch_norm(step, after, names), after, read))
+        elif after and takes_relu(step, after):
+            skip.add(after.key)
+            calls.append((_convolution_with_relu(step, after, _call(step, names, views), names), after, read))
+        elif overwrites(step):
             calls.append((_relu_in_place(step, names[step.key]), step, read))
         else:
             calls.append((_call(step, names, views), step, read))

@@ -391,6 +391,8 @@ def load_folder(folder: Path, *, allow_nonfinite: bool = False) -> Network:
 
     copier = Copier(weights.release)
     network = network_of(graph, state, copier)
+    hashes = facts.get("tensors")
+    network.hashes = hashes if isinstance(hashes, dict) else {}
     if not allow_nonfinite:
         copier.refuse_nonfinite()
     return network

@@ -1,6 +1,7 @@
 """`caffeport export`: ONNX, PyTorch source, torch.export."""
 
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import click
 
 from ..errors import InputError
 from .options import load_options
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..network import Network
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--scale", type=float, default=1.0, help="Factor after the mean.")
 @click.option("--rgb", is_flag=True, help="The net takes red first; else blue, as nets trained by Caffe's tools.")
 @click.option("--prove/--no-prove", default=True, help="Whether to run what was written beside the network first.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(
     net: str,
     weights: str | None,
@@ -55,6 +58,7 @@ def export(
     scale: float,
     rgb: bool,
     prove: bool,
+    as_json: bool,
     **how: Any,
 ) -> None:
     """Write NET with WEIGHTS (or a converted folder) as an ONNX model, a Python file or a torch.export program.
@@ -68,45 +72,53 @@ def export(
 
     from ..loading import load
 
+    start = time.perf_counter()
     network = load(net, weights, **how)
     sizes = int(batch) if batch.isascii() and batch.isdigit() else batch
+    facts: dict[str, Any]
     if output.suffix == ".py":
         from ..export.source import export_source
 
         made = export_source(network.folded() if fold else network, output, prove=prove)
-        click.echo(f"{click.format_filename(output)}: class {made.name}, {made.lines} lines")
-        return
-    if output.suffix == ".pt2":
+        facts = {"class": made.name, "lines": made.lines, "outputs": network.outputs}
+        told = f"class {made.name}, {made.lines} lines"
+    elif output.suffix == ".pt2":
         from ..export.pt2 import export_pt2
 
         export_pt2(network.folded() if fold else network, output, batch=sizes)
-        click.echo(f"{click.format_filename(output)}: {output.stat().st_size:,} bytes")
-        return
+        facts = {"outputs": network.outputs}
+        told = f"{output.stat().st_size:,} bytes"
+    else:
+        from ..export.onnx import export_onnx
 
-    from ..export.onnx import export_onnx
-
-    wanted = outputs.split(",") if outputs else None
-    if all_blobs:
-        wanted = [name for name in network.graph.blobs if name not in network.inputs]
-    done = export_onnx(
-        network,
-        output,
-        opset=opset,
-        batch=sizes,
-        spatial="dynamic" if dynamic_spatial else None,
-        outputs=wanted,
-        preprocess=_preprocessing(network, mean, scale, not rgb) if with_preprocessing else None,
-        layout=layout,
-        fold=fold,
-        prove=prove,
-    )
-    for note in done.notes:
-        click.echo(f"note: {note}", err=True)
-    if done.report is not None:
-        click.echo(f"onnxruntime beside the network: {done.report.verdict}")
-    click.echo(
-        f"{click.format_filename(output)}: {done.nodes} nodes, opset {done.opset}, {output.stat().st_size:,} bytes"
-    )
+        wanted = outputs.split(",") if outputs else None
+        if all_blobs:
+            wanted = [name for name in network.graph.blobs if name not in network.inputs]
+        done = export_onnx(
+            network,
+            output,
+            opset=opset,
+            batch=sizes,
+            spatial="dynamic" if dynamic_spatial else None,
+            outputs=wanted,
+            preprocess=_preprocessing(network, mean, scale, not rgb) if with_preprocessing else None,
+            layout=layout,
+            fold=fold,
+            prove=prove,
+        )
+        for note in done.notes:
+            click.echo(f"note: {note}", err=True)
+        verdict = None if done.report is None else done.report.verdict
+        if verdict and not as_json:
+            click.echo(f"onnxruntime beside the network: {verdict}")
+        facts = {"opset": done.opset, "nodes": done.nodes, "inputs": done.inputs, "outputs": done.outputs}
+        facts |= {"notes": done.notes, "verdict": verdict}
+        told = f"{done.nodes} nodes, opset {done.opset}, {output.stat().st_size:,} bytes"
+    if as_json:
+        seconds = round(time.perf_counter() - start, 3)
+        print_json({"path": str(output), "bytes": output.stat().st_size, **facts, "seconds": seconds})
+    else:
+        click.echo(f"{click.format_filename(output)}: {told}")
 
 
 def _preprocessing(network: "Network", mean: str | None, scale: float, bgr: bool) -> "Preprocessing":

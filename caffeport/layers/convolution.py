@@ -271,7 +271,7 @@ class Im2col(Convolutional):
 
     Shapes   bottom (N, C, H, W) -> top (N, C kh kw, oh, ow); channel c kh kw + row kw + column
     Params   kernel_size, stride, pad, dilation as Convolution
-    PyTorch  F.unfold and a reshape, equal. ONNX: none; Conv with one-hot weights.
+    PyTorch  F.unfold and a reshape, equal. ONNX: Conv with one-hot weights.
     Source   BVLC Caffe 1.0, src/caffe/layers/im2col_layer.cpp
     """
 

@@ -51,6 +51,11 @@ class Documentation:
         return self.sections.get("PyTorch", "").partition(" ONNX:")[0]
 
     @property
+    def onnx(self) -> str:
+        """What the layer is in ONNX."""
+        return self.sections.get("PyTorch", "").partition(" ONNX: ")[2].removesuffix(".")
+
+    @property
     def family(self) -> str:
         """The file that describes it, such as "pooling"."""
         return self.cls.__module__.rpartition(".")[2]
@@ -72,9 +77,9 @@ def documentation() -> list[Documentation]:
 
 def support_table() -> str:
     """All types as a Markdown table: the one in the README."""
-    rows = ["| Type | What it does | In PyTorch |", "| --- | --- | --- |"]
+    rows = ["| Type | What it does | In PyTorch | In ONNX |", "| --- | --- | --- | --- |"]
     for entry in documentation():
         name = f"`{entry.layer_type}`" + (f" ({entry.variant})" if entry.variant else "")
-        cells = (name, entry.summary, entry.difference)
+        cells = (name, entry.summary, entry.difference, entry.onnx)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"

@@ -109,7 +109,7 @@ class SoftmaxWithLoss(_LabelledLoss):
     Raises   ShapeError: first dimensions or the number of labels differ
              UnsupportedLayer: a fork's way to weight or normalise
     PyTorch  F.cross_entropy(reduction="sum") / Z, without the floor of 1.2e-38; a label that is no class is an error
-             there, NaN here, any number in Caffe. ONNX: SoftmaxCrossEntropyLoss for VALID and NONE.
+             there, NaN here, any number in Caffe. ONNX: none.
     Source   BVLC Caffe 1.0, src/caffe/layers/softmax_loss_layer.cpp; it aborts on a second top, forks do not
     """
 
@@ -137,7 +137,7 @@ class InfogainLoss(_LabelledLoss):
     Params   infogain_loss_param axis 1; loss_param ignore_label, normalization VALID; source is not read
     Raises   ShapeError: as SoftmaxWithLoss; H has not C * C values; loss_param has the old normalize
              UnsupportedLayer: no third bottom
-    PyTorch  own module. ONNX: LogSoftmax, Gather, Mul, ReduceSum.
+    PyTorch  own module. ONNX: none.
     Source   BVLC Caffe 1.0, src/caffe/layers/infogain_loss_layer.cpp
     """
 
@@ -181,7 +181,7 @@ class SigmoidCrossEntropyLoss(_NormalizedLoss):
     Shapes   scores (N, ...), targets (N, ...), as many -> loss, a scalar
     Params   loss_param ignore_label (compared with the truncated target), normalization BATCH_SIZE
     Raises   ShapeError: first dimensions or numbers of values differ. UnsupportedLayer: as SoftmaxWithLoss
-    PyTorch  F.binary_cross_entropy_with_logits(reduction="sum") / Z, within rounding. ONNX: composed.
+    PyTorch  F.binary_cross_entropy_with_logits(reduction="sum") / Z, within rounding. ONNX: none.
     Source   BVLC Caffe 1.0, src/caffe/layers/sigmoid_cross_entropy_loss_layer.cpp
     """
 
@@ -202,7 +202,7 @@ class MultinomialLogisticLoss(_Loss):
 
     Shapes   probabilities (N, ...), labels (N) or (N, 1, 1, 1) -> loss, a scalar
     Raises   ShapeError: first dimensions differ, more than one label an item, more than 4 axes
-    PyTorch  F.nll_loss of log(max(p, 1e-20)). Below 1e-20 its gradient is 0, Caffe's -1 / (N 1e-20). ONNX: composed.
+    PyTorch  F.nll_loss of log(max(p, 1e-20)). Below 1e-20 its gradient is 0, Caffe's -1 / (N 1e-20). ONNX: none.
     Source   BVLC Caffe 1.0, src/caffe/layers/multinomial_logistic_loss_layer.cpp
     """
 
@@ -222,7 +222,7 @@ class EuclideanLoss(_Loss):
 
     Shapes   a (N, ...), b (N, ...), as many values an item -> loss, a scalar
     Raises   ShapeError: first dimensions or values an item differ, a has more than 4 axes
-    PyTorch  F.mse_loss(reduction="sum") / (2 N), equal. ONNX: Sub, Mul, ReduceSum, Div.
+    PyTorch  F.mse_loss(reduction="sum") / (2 N), equal. ONNX: none.
     Source   BVLC Caffe 1.0, src/caffe/layers/euclidean_loss_layer.cpp
     """
 
@@ -245,7 +245,7 @@ class HingeLoss(_Loss):
     Shapes   scores (N, ...), labels (N), or more, of which the first N count -> loss, a scalar
     Params   norm L1: sum / N; L2: sum of squares / N
     Raises   ShapeError: first dimensions differ, scores have more than 4 axes
-    PyTorch  own module; nn.MultiMarginLoss compares classes with each other. ONNX: composed.
+    PyTorch  own module; nn.MultiMarginLoss compares classes with each other. ONNX: none.
     Source   BVLC Caffe 1.0, src/caffe/layers/hinge_loss_layer.cpp
     """
 
@@ -269,7 +269,7 @@ class ContrastiveLoss(_Loss):
     Shapes   a, b (N, C) or (N, C, 1, 1), alike (N) or (N, 1, 1, 1), 0 or not -> loss, a scalar
     Params   margin 1; legacy_version false: where true, max(margin - d^2, 0)
     Raises   ShapeError: channels differ, more than C values an item, fewer marks than pairs
-    PyTorch  own module. Its gradient is the derivative; Caffe divides by d + 1e-4 in place of d. ONNX: composed.
+    PyTorch  own module. Its gradient is the derivative; Caffe divides by d + 1e-4 in place of d. ONNX: none.
     Source   BVLC Caffe 1.0, src/caffe/layers/contrastive_loss_layer.cpp
     """
 
@@ -304,7 +304,7 @@ class Accuracy(Layer):
     Shapes   scores (N.., C, ...), labels, one for each place -> accuracy, a scalar [, that of each class (C)]
     Params   top_k 1; axis 1; ignore_label
     Raises   ShapeError: the number of labels differs, top_k is more than the classes
-    PyTorch  own module; topk lets a label win some ties. No gradient. ONNX: composed.
+    PyTorch  own module; topk lets a label win some ties. No gradient. ONNX: none.
     Source   BVLC Caffe 1.0, src/caffe/layers/accuracy_layer.cpp
     """
 

@@ -23,12 +23,21 @@ def roi_bins(inner: Tensor, outer: Tensor, extent: Tensor, count: int, size: int
     """First cell of each bin and the one after its last, both (R, count), cut to a map of `size` cells.
 
     The region starts at inner + outer and extends over `extent` cells, all (R). inner is added before bins are rounded
-    to cells and outer after, which differs in float32.
+    to cells and outer after, which differs in float32. An edge that is not a number counts as 0.
     """
     i = torch.arange(count, device=extent.device, dtype=extent.dtype)
     step, inner, outer = (extent / count)[:, None], inner[:, None], outer[:, None]
     first, end = (i * step + inner).floor() + outer, ((i + 1) * step + inner).ceil() + outer
-    return first.clamp(0, size).long(), end.clamp(0, size).long()
+    return first.nan_to_num(0).clamp(0, size).long(), end.nan_to_num(0).clamp(0, size).long()
+
+
+def images_of(rois: Tensor, images: int) -> Tensor:
+    """Index of each region's image, (R). Raises ValueError where there is no such image (Caffe aborts)."""
+    index = rois[:, 0]
+    if not torch.compiler.is_compiling() and bool(((index < 0) | (index >= images) | index.isnan()).any()):
+        named = f"{index.min():g} to {index.max():g}"
+        raise ValueError(f"regions name the images {named}; the feature map has {images}: 0 to {images - 1}")
+    return index.long()
 
 
 def window_maxima(x: Tensor, axis: int, levels: int) -> list[Tensor]:
@@ -58,7 +67,7 @@ class ROIPool(nn.Module):
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
         n, channels, height, width = x.shape
         rois = rois.reshape(-1, 5).float()  # bins are float32 in Caffe, and their edges depend on it
-        image = rois[:, 0].long()[:, None, None]
+        image = images_of(rois, n)[:, None, None]
         left, top, right, bottom = round_half_away(rois[:, 1:] * self.scale).unbind(1)
         zero = torch.zeros_like(top)
         y0, y1 = roi_bins(zero, top, (bottom - top + 1).clamp(min=1), self.size[0], height)
@@ -112,7 +121,7 @@ class PSROIPool(nn.Module):
         sums = sums.to(torch.float64, memory_format=torch.contiguous_format, copy=True).cumsum_(2).cumsum_(3)
         sums = sums.reshape(-1, self.outputs)
         cell = torch.arange(group * group, device=x.device).reshape(group, group)
-        plane = (rois[:, 0].long()[:, None, None] * group * group + cell) * (height * width)
+        plane = (images_of(rois, n)[:, None, None] * group * group + cell) * (height * width)
 
         def before(y: Tensor, x: Tensor) -> Tensor:
             """Sum of all that lies above row y and left of column x in each bin's plane: (R * group^2, D)."""

@@ -23,6 +23,7 @@ from .reference import Reference, Stored
 
 Values = dict[Value, Tensor]
 FEW = 64  # values that are no sample of the noise
+DRAWS = 8  # of the noise of such values' bottoms
 
 
 @dataclass
@@ -86,6 +87,7 @@ class Walk:
         self.carried: dict[
             tuple[int, Value], float
         ] = {}  # relative noise of computed values, by road (0 local, 1 whole)
+        self.args: tuple[list[Tensor], list[Tensor]] = [], []  # what the layer at hand was fed, by road, in float64
         self.doubled: tuple[Step, nn.Module] | None = None  # the layer at hand in float64
         self.parted: set[Value] = set()  # where both roads differ, because the reference has been put in
         self.lost: dict[Value, str] = {}  # values that could not be computed on the local road, and why
@@ -167,6 +169,7 @@ class Walk:
         return ""
 
     def _compute(self, lanes: Sequence[Values], step: Step, bottoms: Sequence[list[Tensor]]) -> None:
+        self.args = (self.args[0], bottoms[0]) if lanes is self.whole else (bottoms[0], bottoms[0])
         for arithmetic, lane, args in zip((TRUTH, YARDSTICK, self.tested), lanes, bottoms, strict=False):
             if arithmetic is self.tested and self.same:
                 lane |= {top: lanes[1][top] for top in step.tops if top in lanes[1]}
@@ -233,19 +236,39 @@ class Walk:
         """The least relative noise that this value of the road may be given, whatever c32 happens to show.
 
         Serial sums err with the root of their length. And a few values are no sample: c32 may come close to y64 by
-        luck,
-        so a quarter of what the bottoms brought counts at least.
+        luck (a loss is one number), so what the noise of the bottoms brings counts at least.
         """
-        least: float = max(
-            HALF_STEP * step.layer.serial_terms([self.shapes[o.like or o.value] for o in step.bottoms]) ** 0.5 / 4,
-            HALF_STEP,
-        )
-        lanes = (self.local, self.whole)[road]
-        if lanes[0][top].numel() < FEW:
-            for operand in step.bottoms:
-                least = max(least, self._relative_noise(road, operand.value) / 4)
+        terms: int = step.layer.serial_terms([self.shapes[o.like or o.value] for o in step.bottoms])
+        least: float = max(HALF_STEP * terms**0.5 / 4, HALF_STEP)
+        if (self.local, self.whole)[road][0][top].numel() < FEW:
+            least = max(least, self._brought(road, step, top))
         self.carried[road, top] = least
         return least
+
+    def _brought(self, road: int, step: Step, top: Value) -> float:
+        """How far a value moves, as a share of its rms, when the bottoms move by their own noise: drawn DRAWS times
+        with a fixed seed, in float64. What arithmetic did in the layer itself is not in it.
+        """
+        y64 = (self.local, self.whole)[road][0][top]
+        noise = [self._relative_noise(road, operand.value) for operand in step.bottoms]
+        bottoms = [x.double() for x in self.args[road]]
+        # A whole number (a label, an index) is exact.
+        spread = [n * _rms(x) if not torch.equal(x, x.round()) else 0.0 for n, x in zip(noise, bottoms, strict=True)]
+        scale = _rms(y64)
+        if not any(spread) or not scale or not math.isfinite(scale + sum(spread)):
+            return 0.0
+        random = torch.Generator().manual_seed(0)
+        moved = 0.0
+        for _ in range(DRAWS):
+            drawn = [
+                x + sd * torch.randn(x.shape, generator=random, dtype=x.dtype) if sd else x
+                for x, sd in zip(bottoms, spread, strict=True)
+            ]
+            found = TRUTH.run(self.network, step, drawn, self._double(step))[step.tops.index(top)]
+            if found.shape == y64.shape:
+                moved += _rms(found - y64) ** 2
+        share = math.sqrt(moved / DRAWS) / scale
+        return share if math.isfinite(share) else 0.0
 
     def _relative_noise(self, road: int, value: Value) -> float:
         """rms(c32 - y64) / rms(y64) of a computed value; 0 for one that was fed."""
@@ -279,6 +302,10 @@ class Walk:
 def _see(operand: Operand, lane: Values) -> Tensor:
     x = lane[operand.value]
     return x if operand.like is None else x.reshape(lane[operand.like].shape)
+
+
+def _rms(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x)) / math.sqrt(max(x.numel(), 1))
 
 
 def _last_use(network: Network) -> dict[int, list[Value]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 SAMPLED = 1 << 14  # values that tell how the error grows from layer to layer
 BLOCK = 1 << 16  # elements judged at a time, so that all intermediate arrays stay in the cache
+EVERY = 4  # blocks, of which one at least is compared in float64
 SMALLEST = 2.0**-149  # of float32
 LEAST_NORMAL = 2.0**-126
 HALF_STEP = 2.0**-25  # a rounding error of float32, as a share of the value
@@ -116,32 +117,31 @@ def judge(
     """
     shape = tuple(ref.shape)
     sums = _Sums()
-    flat = [x.reshape(-1) for x in (ref, y64, c32, d32)]
-    for start in range(0, flat[0].numel(), BLOCK):
-        sums.add(start, *(x[start : start + BLOCK] for x in flat))
-    n = max(sums.finite, 1)
-
-    def rms(square: float) -> float:
-        return math.sqrt(square / n)
-
-    noise = max(rms(sums.yard2), relative * rms(sums.y2), floor, SMALLEST)
-    noise_max = max(sums.yard_max, 2 * relative * sums.y_max, floor, SMALLEST)
+    r, y, c, d = (x.reshape(-1) for x in (ref, y64, c32, d32))
+    for start in range(0, r.numel(), BLOCK):
+        part = slice(start, start + BLOCK)
+        tested = d[part]
+        sums.add(start, r[part], y[part], tested if c32 is d32 else c[part], tested)
+    yard, reference, device, ours, theirs = sums.yard, sums.reference, sums.device, sums.ours, sums.theirs
+    noise = max(yard.rms, relative * sums.yardstick.rms, floor, SMALLEST)
+    noise_max = max(yard.largest, 2 * relative * sums.yardstick.largest, floor, SMALLEST)
+    relative_l2 = sums.error.rms / theirs.rms if theirs.square else (0.0 if not sums.error.square else math.inf)
     return Judgement(
-        reference=rms(sums.ref2) / noise,
-        device=rms(sums.device2) / noise,
-        reference_max=sums.ref_max / noise_max,
-        device_max=sums.device_max / noise_max,
+        reference=reference.rms / noise,
+        device=device.rms / noise,
+        reference_max=reference.largest / noise_max,
+        device_max=device.largest / noise_max,
         noise=noise,
         noise_max=noise_max,
         equal=sums.equal,
         strange=sums.strange,
-        relative_l2=math.sqrt(sums.error2 / sums.r2) if sums.r2 else (0.0 if not sums.error2 else math.inf),
-        cosine=_cosine(sums.r2, sums.d2, sums.error2),
-        largest_error=sums.error_max,
+        relative_l2=relative_l2,
+        cosine=_cosine(theirs.square, ours.square, sums.error.square),
+        largest_error=sums.error.largest,
         at=_index(sums.error_at, shape),
         ulp=sums.ulp,
-        ours=_moments(sums.d1, sums.d2, sums.d_low, sums.d_high, sums.d_nan, sums.d_inf, n if sums.finite else 0),
-        theirs=_moments(sums.r1, sums.r2, sums.r_low, sums.r_high, sums.r_nan, sums.r_inf, n if sums.finite else 0),
+        ours=ours.moments,
+        theirs=theirs.moments,
     )
 
 
@@ -201,108 +201,122 @@ def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(index))
 
 
-def _moments(total: float, square: float, low: float, high: float, nan: int, inf: int, n: int) -> Moments:
-    if not n:
-        return Moments(0.0, 0.0, 0.0, 0.0, nan, inf)
-    mean = total / n
-    return Moments(mean, math.sqrt(max(square / n - mean * mean, 0.0)), low, high, nan, inf)
+@dataclass
+class _Running:
+    """Values of float32 that were taken in block by block."""
+
+    n: int = 0
+    total: float = 0.0
+    square: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    nan: int = 0
+    inf: int = 0
+
+    def add(self, x: Tensor, low: float, high: float) -> None:
+        """low, high: the ends of x."""
+        self.n += x.numel()
+        self.total += float(x.sum())
+        self.square += _square(x, max(-low, high))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    @property
+    def largest(self) -> float:
+        return max(abs(self.low), abs(self.high)) if self.n else 0.0
+
+    @property
+    def rms(self) -> float:
+        return math.sqrt(self.square / max(self.n, 1))
+
+    @property
+    def moments(self) -> Moments:
+        if not self.n:
+            return Moments(0.0, 0.0, 0.0, 0.0, self.nan, self.inf)
+        mean = self.total / self.n
+        variance = max(self.square / self.n - mean * mean, 0.0)
+        return Moments(mean, math.sqrt(variance), self.low, self.high, self.nan, self.inf)
 
 
 class _Sums:
-    """Running sums over blocks; the finite values only, except where a name says otherwise."""
+    """What four arrays show, block by block; of the finite values only, except where a name says otherwise.
+
+    Every block's d - ref is looked at. A float64 difference costs several times as much, so where c32 is d32 it is
+    taken for every EVERYth block, and for each block whose d - ref is larger than the noise of those seen: what is
+    passed over cannot differ by more than three times the noise.
+    """
 
     def __init__(self) -> None:
-        self.finite = self.strange = self.error_at = 0
+        self.ours, self.theirs, self.yardstick = _Running(), _Running(), _Running()
+        self.yard, self.reference, self.device, self.error = _Running(), _Running(), _Running(), _Running()
         self.equal = True
+        self.strange = self.error_at = 0
         self.ulp = 0.0
-        self.yard2 = self.ref2 = self.device2 = self.error2 = self.y2 = 0.0
-        self.yard_max = self.ref_max = self.device_max = self.y_max = self.error_max = 0.0
-        self.r1 = self.r2 = self.d1 = self.d2 = 0.0
-        self.r_low = self.d_low = math.inf
-        self.r_high = self.d_high = -math.inf
-        self.r_nan = self.r_inf = self.d_nan = self.d_inf = 0
 
     def add(self, start: int, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> None:
         """Take in one block; `start`: index of its first element. Only y64 is float64: the differences, once taken,
         are as exact in float32, which takes half the time.
         """
-        yard, error = _differences(r, y64, c, d)
-        yard_max, error_max, (low, high) = _largest(yard), _largest(error), _ends(d)
-        if not math.isfinite(yard_max + error_max + low + high):
+        error = d - r
+        ends, error_ends = _ends(d), _ends(error)
+        if not math.isfinite(sum(ends) + sum(error_ends)):
             self._add_finite(start, r, y64, c, d)
             return
-        self.finite += d.numel()
-        d_max, yard2 = max(-low, high), _square(yard, yard_max)
-        d1, d2 = float(d.sum()), _square(d, d_max)
-        self.d1, self.d2, self.d_low, self.d_high = (
-            self.d1 + d1,
-            self.d2 + d2,
-            min(self.d_low, low),
-            max(self.d_high, high),
-        )
-        self.yard2, self.yard_max = self.yard2 + yard2, max(self.yard_max, yard_max)
-        if c is d:
-            device, device2, device_max, c2, c_max = yard, yard2, yard_max, d2, d_max
-        else:
-            device = (d - y64).float()
-            device_max = _largest(device)
-            c_max = _largest(c)
-            device2, c2 = _square(device, device_max), _square(c, c_max)
-        self.y2, self.y_max = self.y2 + c2, max(self.y_max, c_max)
-        self.device2, self.device_max = self.device2 + device2, max(self.device_max, device_max)
+        error_max = max(-error_ends[0], error_ends[1])
+        if start // BLOCK % EVERY == 0 or c is not d or self._unusual(error, error_max):
+            yard = (c.double() - y64).float()
+            yard_ends = _ends(yard)
+            if not math.isfinite(sum(yard_ends)):
+                self._add_finite(start, r, y64, c, d)
+                return
+            self.yard.add(yard, *yard_ends)
+            device = yard if c is d else (d - y64).float()
+            self.device.add(device, *(yard_ends if c is d else _ends(device)))
+            reference = device - error
+            self.reference.add(reference, *_ends(reference))
+        self.ours.add(d, *ends)
+        self.theirs.add(r, *(ends if not error_max else _ends(r)))
+        self.yardstick.add(c, *(ends if c is d else _ends(c)))
         if error_max:
-            reference, (low, high) = device - error, _ends(r)
-            ref_max = _largest(reference)
-            ref2, r1, r2 = _square(reference, ref_max), float(r.sum()), _square(r, max(-low, high))
-            self._add_error(start, r, error, error_max, math.sqrt(r2 / r.numel()))
-        else:  # the reference has the very numbers of ours
-            ref2, ref_max, r1, r2 = device2, device_max, d1, d2
-        self.ref2, self.ref_max = self.ref2 + ref2, max(self.ref_max, ref_max)
-        self.r1, self.r2, self.r_low, self.r_high = (
-            self.r1 + r1,
-            self.r2 + r2,
-            min(self.r_low, low),
-            max(self.r_high, high),
-        )
+            self._add_error(start, r, error, error_max)
+        self.error.add(error, *error_ends)
 
-    def _add_error(self, start: int, r: Tensor, error: Tensor, error_max: float, scale: float) -> None:
-        """error: d - ref; error_max: the largest |error|; scale: rms(ref) of the block."""
+    def _unusual(self, error: Tensor, error_max: float) -> bool:
+        return error_max > 2 * self.yard.largest or _square(error, error_max) > 4 * self.yard.rms**2 * error.numel()
+
+    def _add_error(self, start: int, r: Tensor, error: Tensor, error_max: float) -> None:
+        """error: d - ref; error_max: the largest |error|."""
         self.equal = False
-        self.error2 += _square(error, error_max)
-        size = error.abs_()
-        if error_max > self.error_max:
-            self.error_max, self.error_at = error_max, start + int(size.numpy().argmax())
+        size = error.abs()
+        if error_max > self.error.largest:
+            self.error_at = start + int(size.numpy().argmax())
         # 2^23 steps of float32: without its sign and its fraction a number is a power of two.
-        steps = (r.view(torch.int32) & 0x7F800000).view(torch.float32)
-        least = max(math.ldexp(0.5, math.frexp(scale)[1]), LEAST_NORMAL)
-        self.ulp = max(self.ulp, _ends(size.div_(steps.clamp_(min=least)))[1] * 2.0**23)
+        least = max(math.ldexp(0.5, math.frexp(self.theirs.rms)[1]), LEAST_NORMAL)
+        if error_max / least * 2.0**23 > self.ulp:
+            steps = (r.view(torch.int32) & 0x7F800000).view(torch.float32)
+            self.ulp = max(self.ulp, _ends(size.div_(steps.clamp_(min=least)))[1] * 2.0**23)
 
     def _add_finite(self, start: int, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> None:
         """A block with NaN or Inf: counts them, and the places where the reference differs from all of ours."""
         y = y64.float()  # what float32 makes of it: a value beyond its range is Inf
-        yard, error = _differences(r, y64, c, d)
-        keep = torch.isfinite(yard) & torch.isfinite(error) & torch.isfinite(y) & torch.isfinite(d)
+        keep = (
+            torch.isfinite(d - r) & torch.isfinite((c.double() - y64).float()) & torch.isfinite(y) & torch.isfinite(d)
+        )
         # Intermediate values may overflow in float32 and not in float64: either of ours may agree.
         agrees = (_same(r, y) | _same(r, c)) & (_same(d, y) | _same(d, c) | _same(d, r))
         self.equal &= bool(_same(r, d).all())
         self.strange += int((~keep & ~agrees).sum())
-        self.r_nan, self.r_inf = self.r_nan + int(r.isnan().sum()), self.r_inf + int(r.isinf().sum())
-        self.d_nan, self.d_inf = self.d_nan + int(d.isnan().sum()), self.d_inf + int(d.isinf().sum())
+        for side, x in ((self.theirs, r), (self.ours, d)):
+            side.nan, side.inf = side.nan + int(x.isnan().sum()), side.inf + int(x.isinf().sum())
         if keep.any():
             kept = d[keep]
             self.add(start, r[keep], y64[keep], kept if c is d else c[keep], kept)
 
 
-def _differences(r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """c - y64, and d - r, in float32."""
-    return (c.double() - y64).float(), d - r
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    return (a == b) | (a.isnan() & b.isnan())
 
 
 def _square(x: Tensor, largest: float) -> float:
     """Sum of squares of float32; those that would leave its range are taken in float64."""
     x = x if 1e-12 < largest < 1e15 else x.double()
     return float(x.dot(x))
-
-
-def _same(a: Tensor, b: Tensor) -> Tensor:
-    return (a == b) | (a.isnan() & b.isnan())

@@ -10,6 +10,7 @@ import numpy as np
 from ..graph import Step
 from ..matching import stored_arrays
 from ..network import Network
+from ..store import sha256
 
 Array = np.ndarray[Any, Any]
 
@@ -50,7 +51,9 @@ def from_file(step: Step, arrays: Mapping[tuple[str, int], Array]) -> dict[str, 
 
 
 def check_weights(network: Network) -> list[LayerWeights]:
-    """Every layer with arrays of its own in the file, in the net's order."""
+    """Every layer with arrays of its own in the file, in the net's order; of a converted folder, by its hashes."""
+    if network.description is None:
+        return _check_hashes(network)
     arrays = file_arrays(network)
     checked = []
     for step in network.graph.steps:
@@ -67,6 +70,22 @@ def check_weights(network: Network) -> list[LayerWeights]:
             for name, array in wanted.items()
             if name in held and (note := _difference(held[name].cpu().numpy(), array))
         }
+        checked.append(LayerWeights(step.key, blobs, differs))
+    return checked
+
+
+def _check_hashes(network: Network) -> list[LayerWeights]:
+    """The tensors beside the hashes that were written when the folder was converted. `blobs` are the tensors then."""
+    checked = []
+    for step in network.graph.steps:
+        module = network.names[step.key]
+        held = network.get_submodule(module).state_dict()
+        known = {name: network.hashes[key] for name in held if (key := f"{module}.{name}") in network.hashes}
+        if not known:
+            continue
+        found = {name: sha256(held[name].cpu().numpy()) for name in known}
+        blobs = tuple(BlobHash(name, tuple(held[name].shape), found[name]) for name in known)
+        differs = {name: "another sha256 than caffeport.json has" for name in known if found[name] != known[name]}
         checked.append(LayerWeights(step.key, blobs, differs))
     return checked
 

@@ -1,5 +1,6 @@
 """`caffeport export`."""
 
+import json
 from pathlib import Path
 
 import onnx
@@ -39,6 +40,24 @@ def test_pt2(caffeport, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     program = torch.export.load(tmp_path / "digits.pt2").module()
     assert program(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
+
+
+@pytest.mark.parametrize(
+    "name, facts",
+    [
+        ("digits.onnx", {"opset": 20, "outputs": {"prob": ["N", 10]}, "verdict": "passed", "notes": []}),
+        ("digits.py", {"class": "Digits", "outputs": ["prob"]}),
+        ("digits.pt2", {"outputs": ["prob"]}),
+    ],
+)
+def test_json(caffeport, tmp_path: Path, name: str, facts: dict[str, object]) -> None:
+    result = caffeport("export", *NET, "-o", tmp_path / name, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert facts.items() <= told.items()
+    assert told["path"] == str(tmp_path / name)
+    assert told["bytes"] == (tmp_path / name).stat().st_size
+    assert told["seconds"] > 0
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,8 @@ def test_roi_pooling_in_pieces_and_its_gradient(monkeypatch: pytest.MonkeyPatch)
     assert torch.autograd.gradcheck(lambda x: pool(x, rois), x)
 
 
-def test_psroi_pooling() -> None:
-    outputs, group, scale = 2, 3, f32(1 / 8)
-    x, rois = np.random.default_rng(1).standard_normal((2, outputs * group**2, 13, 18)), regions(2)
+def position_sensitive_means(x: Array, rois: Array, outputs: int, group: int, scale: np.float32) -> Array:
+    """PSROIPooling as loops."""
     want = np.zeros((len(rois), outputs, group, group))
     for r, roi in enumerate(rois):
         low, high = (
@@ -81,17 +80,40 @@ def test_psroi_pooling() -> None:
         )
         for d, i, j in np.ndindex(outputs, group, group):
             edges = []
-            for place, axis, length in ((i, 1, 13), (j, 0, 18)):
+            for place, axis, length in ((i, 1, x.shape[2]), (j, 0, x.shape[3])):
                 step = f32(max(high[axis] - low[axis], f32(0.1)) / f32(group))
                 first, end = math.floor(f32(place) * step + low[axis]), math.ceil(f32(place + 1) * step + low[axis])
                 edges.append(slice(min(max(first, 0), length), min(max(end, 0), length)))
             window = x[int(roi[0]), (d * group + i) * group + j, edges[0], edges[1]]
             want[r, d, i, j] = window.mean() if window.size else 0
+    return want
+
+
+def test_psroi_pooling() -> None:
+    x, rois = np.random.default_rng(1).standard_normal((2, 18, 13, 18)), regions(2)
+    want = position_sensitive_means(x, rois, 2, 3, f32(1 / 8))
     text = 'type: "PSROIPooling" top: "t" psroi_pooling_param { output_dim: 2 group_size: 3 spatial_scale: 0.125 }'
     np.testing.assert_allclose(run(text, x, rois.astype(np.float64))[0], want, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(run(text, x.astype(f32), rois)[0], want, rtol=1e-5, atol=1e-6)
     tensor = torch.from_numpy(x[:, :9, :4, :5].copy()).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: PSROIPool(1, 3, 1 / 28)(x, torch.from_numpy(rois)), tensor)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), *[st.floats(-1e9, 1e9, width=32)] * 4), min_size=1, max_size=4))
+def test_psroi_pooling_of_boxes_with_any_corners(boxes: list[tuple[float, ...]]) -> None:
+    x, rois = np.random.default_rng(1).standard_normal((2, 8, 5, 6)), np.array(boxes, f32)
+    got = PSROIPool(2, 2, 0.125)(torch.from_numpy(x), torch.from_numpy(rois)).numpy()
+    np.testing.assert_allclose(got, position_sensitive_means(x, rois, 2, 2, f32(0.125)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("pool", [ROIPool((2, 2), 0.125), PSROIPool(2, 2, 0.125)], ids=["ROIPooling", "PSROIPooling"])
+def test_regions_without_numbers_or_without_an_image(pool: torch.nn.Module) -> None:
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 8, 5, 6)))
+    nan, inf = math.nan, math.inf
+    assert pool(x, torch.tensor([[0, nan, 0, 20, nan], [1, -inf, 3, inf, inf]])).isfinite().all()
+    for image in (-1, 2, nan):
+        with pytest.raises(ValueError, match="the feature map has 2: 0 to 1"):
+            pool(x, torch.tensor([[image, 0, 0, 20, 20]]))
 
 
 BAD_REGIONS = [

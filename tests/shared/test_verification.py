@@ -23,7 +23,7 @@ FAMILIES = [
 TIES = {"detection_output/003", "detection_output/009", "detection_output/012", "proposal/000", "proposal/004"}
 # Its one layer names no top, so there is nothing that a reference could hold.
 EMPTY = {"softmax_loss/004"}
-LARGEST = 16.0  # DESIGN.md's threshold; the largest ratio of all cases is 15.02, of a loss that is one number
+LARGEST = 16.0  # DESIGN.md's threshold
 
 
 def cases(kind: str, family: str) -> Iterator[tuple[str, caffeport.Network, Path]]:

@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 import caffeport
 from caffeport.network import Network
+from caffeport.store import convert
 from caffeport.verification import Limits
 from caffeport.verification.arithmetic import TRUTH, Arithmetic, deterministic, rounded, under_test
+from tests.conftest import SHARED, needs_shared
 from tests.verification.nets import chain, digits, pictures, recorded
 
 
@@ -261,3 +264,17 @@ def test_rounding_is_to_nearest_even(form: str, bits: int) -> None:
     step = 2.0**-bits
     x = torch.tensor([1 + step / 2, 1 + 3 * step / 2, 1 + step * 0.51, -1 - step * 0.49, 0.0, math.inf])
     assert rounded(x, form).tolist() == [1, 1 + 2 * step, 1 + step, -1, 0, math.inf]
+
+
+@needs_shared
+def test_a_converted_folder_is_checked_by_its_hashes(tmp_path: Path) -> None:
+    zoo = SHARED / "zoo" / "lenet_v1_2014"
+    folder = tmp_path / "lenet"
+    convert(zoo / "deploy.prototxt", zoo / "weights.caffemodel", folder, onnx=False)
+    network = caffeport.load(folder)
+    report = caffeport.verify(network, zoo / "reference.npz")
+    assert report.passed
+    assert [entry.layer for entry in report.weights] == ["conv1", "conv2", "ip1", "ip2"]
+    with torch.no_grad():
+        network.get_submodule("ip1").bias[3] += 1e-6  # type: ignore[operator, union-attr]
+    assert caffeport.verify(network, zoo / "reference.npz").first_failure == "ip1"
