@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--mean", metavar="FILE", help="Mean image to keep beside the weights: .binaryproto, .npy or .mat.")
 @click.option(
     "--reference",
-    metavar="NPZ|caffe:PYTHON|opencv",
+    metavar="NPZ|caffe:PYTHON|opencv|onnx:FILE",
     help="Verify first, as `caffeport verify` does, and write only what passes, with the report.",
 )
 @click.option("--onnx/--no-onnx", default=True, show_default=True, help="Write model.onnx too.")

@@ -2,6 +2,7 @@
 
 import re
 import time
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,11 @@ if TYPE_CHECKING:
     "--with-preprocessing", is_flag=True, help="Take uint8 RGB pictures and prepare them inside of the model."
 )
 @click.option("--layout", type=click.Choice(["NHWC", "NCHW"]), default="NHWC", help="Of those pictures.")
-@click.option("--mean", metavar="FILE|B,G,R", help="Mean picture, or one value a channel, in the net's channel order.")
+@click.option(
+    "--mean",
+    metavar="FILE|B,G,R",
+    help="Mean picture, or one value a channel, in the net's channel order; else what a converted folder holds.",
+)
 @click.option("--scale", type=float, default=1.0, help="Factor after the mean.")
 @click.option("--rgb", is_flag=True, help="The net takes red first; else blue, as nets trained by Caffe's tools.")
 @click.option("--prove/--no-prove", default=True, help="Whether to run what was written beside the network first.")
@@ -69,10 +74,23 @@ def export(
         raise InputError(f"{output}: the name says what to write; it must end in .onnx, .py or .pt2")
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder to write {output.name} to")
+    if output.suffix != ".onnx" and (with_preprocessing or outputs or all_blobs or dynamic_spatial):
+        raise InputError(
+            f"{output}: --with-preprocessing, --outputs, --all-blobs and --dynamic-spatial are for .onnx only"
+        )
+    if not with_preprocessing and (mean is not None or scale != 1.0 or rgb):
+        raise InputError("--mean, --scale and --rgb belong to --with-preprocessing, which is not given")
+    if not isfinite(scale):
+        raise InputError(f"--scale {scale}: expected a finite number")
+    if not batch.isidentifier() and not (batch.isascii() and batch.isdigit() and int(batch)):
+        raise InputError(f"--batch {batch!r}: expected a number from 1 on, or a name such as N")
 
     from ..loading import load
 
     start = time.perf_counter()
+    kept_mean = Path(net) / "mean.npy"  # of a converted folder
+    if with_preprocessing and mean is None and kept_mean.is_file():
+        mean = str(kept_mean)
     network = load(net, weights, **how)
     sizes = int(batch) if batch.isascii() and batch.isdigit() else batch
     facts: dict[str, Any]

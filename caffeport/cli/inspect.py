@@ -147,9 +147,11 @@ def _show_quirks(description: Description) -> None:
     found = description.graph.quirks()
     for quirk in found:
         click.echo(f"{visible(quirk.layer)}: {quirk.what}\n    caffeport: {quirk.handled}")
-    click.echo(
-        f"{len(found)} places where Caffe's semantics differ" if found else "none applies: no layer of this net differs"
-    )
+    if not found:
+        click.echo("none applies: no layer of this net differs")
+        return
+    places = "1 place" if len(found) == 1 else f"{len(found)} places"
+    click.echo(f"{places} where Caffe's semantics differ")
 
 
 def _file_line(file: ModelFile) -> str:

@@ -38,6 +38,8 @@ def run(
     feeds = _read_npz(arrays)
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder to write {output.name} to")
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; expected the name of an .npz file")
 
     import torch
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--reference",
     required=True,
-    metavar="NPZ|caffe:PYTHON|opencv",
+    metavar="NPZ|caffe:PYTHON|opencv|onnx:FILE",
     help="What to compare with: an .npz file of arrays by layer::top or blob name (see dump-script), or "
     "who is to compute them now.",
 )

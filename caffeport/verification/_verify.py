@@ -37,7 +37,7 @@ def verify(
     """Compare a net with arrays that Caffe, or something else, computed from the same inputs.
 
     reference   an .npz file or a mapping of arrays by `layer::top` or blob name; "caffe:PYTHON" runs Caffe in that
-                Python; "opencv" runs OpenCV
+                Python; "opencv" runs OpenCV; "onnx:FILE" runs onnxruntime on that export of the net
     inputs      arrays by blob name; None: those that the reference holds
     device      where the layers under test run
     precisions  of those layers: "ieee", "tf32", "bf16", "fp16"; the first is judged, each gives a line of the
@@ -93,10 +93,12 @@ def verify(
 
 
 def _opened(network: Network, reference: Any, inputs: Mapping[str, Feed] | None) -> Reference:
-    from .sources import from_caffe, from_opencv
+    from .sources import from_caffe, from_onnx, from_opencv
 
     if isinstance(reference, str) and reference.startswith("caffe:"):
         return from_caffe(network, reference.removeprefix("caffe:"), inputs)
+    if isinstance(reference, str) and reference.startswith("onnx:"):
+        return from_onnx(network, reference.removeprefix("onnx:"), inputs)
     if reference == "opencv":
         return from_opencv(network, inputs)
     return Reference.open(reference)

@@ -1,8 +1,9 @@
 """Arrays to compare with: `in::BLOB` what was fed, `LAYER::TOP` what a layer wrote, `BLOB` a blob at the end of the
 run.
 
-They come from an .npz file, a mapping, Caffe itself in another Python, or OpenCV. An .npz is read array by array, so
-that a reference larger than memory can be used; shapes are compared with the net's before anything is allocated.
+They come from an .npz file, a mapping, Caffe itself in another Python, OpenCV or onnxruntime. An .npz is
+read array by array, so that a reference larger than memory can be used; shapes are compared with the net's before
+anything is allocated.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""References that are made on the spot: by Caffe in another Python, and by OpenCV."""
+"""References that are made on the spot: by Caffe in another Python, by OpenCV, and by onnxruntime."""
 
 import os
 import subprocess
@@ -185,3 +185,32 @@ def from_opencv(network: Network, inputs: Mapping[str, Feed] | None = None) -> R
 def _asked(network: Network, names: Sequence[str]) -> list[Step]:
     """The layers whose first top OpenCV can give: it addresses values by layer."""
     return [step for step in network.graph.steps if step.key in names and len(step.tops) == 1]
+
+
+# ---- onnxruntime
+
+
+def from_onnx(network: Network, path: str, inputs: Mapping[str, Feed] | None = None) -> Reference:
+    """Run an ONNX model of this net in onnxruntime, on a CPU. Its outputs are compared: all tops, if it was exported
+    with them.
+
+    Raises InputError if there is no such file, ReferenceMismatch, with onnxruntime's words, where it does not run.
+    """
+    import onnxruntime
+
+    from ..export.proof import run
+
+    if not Path(path).is_file():
+        raise InputError(f"onnx:{path}: no such file; `caffeport export` writes one")
+    drawn = drawn_inputs(network, inputs)
+    fed = {value.blob: drawn[value.blob] for value in network.graph.needed}
+    try:
+        outputs = run(Path(path), fed)
+    except Exception as error:  # onnxruntime's errors have no class in common
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise ReferenceMismatch(
+            f"onnx:{path}: onnxruntime does not run it on this net's inputs, {', '.join(map(repr, fed))}: {words[0]}"
+        ) from error
+    reference = Reference.open({**{f"in::{name}": array for name, array in fed.items()}, **outputs})
+    reference.origin = f"onnxruntime {onnxruntime.__version__} on {Path(path).name}"
+    return reference

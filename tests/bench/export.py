@@ -86,7 +86,7 @@ def contenders(
         "folded": lambda x: folded(torch.from_numpy(x)),
     }
     if compiled:
-        graph = torch.compile(folded)
+        graph = torch.compile(network)
         found["compiled"] = lambda x: graph(torch.from_numpy(x))
     found |= {name: onnx_session(path, threads) for name, path in files.items()}
     return found | {"OpenCV": by_opencv}
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the network too; needs a C++ compiler")
     arguments = parser.parse_args()
     network = caffeport.load(arguments.net, arguments.weights)
     shape = next(iter(network.inputs.values()))[1:]

@@ -1,5 +1,7 @@
 """Folded networks: fewer layers, the same function."""
 
+import pickle
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 import caffeport
 from caffeport import folding
+from caffeport.modules.packed import PackedConv2d
 from tests.agreement import disagreement
 from tests.conftest import DIGITS
 from tests.export.test_onnx import SMALL, run
@@ -114,3 +117,64 @@ def test_dropout_goes(tmp_path: Path) -> None:
     network = caffeport.load(DIGITS / "deploy.prototxt", DIGITS / "digits.caffemodel")
     assert {step.layer.spec.type for step in network.folded().graph.steps}.isdisjoint({"Dropout"})
     assert list(network.folded().graph.blobs) == list(network.graph.blobs)
+
+
+PACKED = """input: "x" input_shape { dim: 2 dim: 4 dim: 9 dim: 8 }
+layer { name: "conv" type: "Convolution" bottom: "x" top: "y" convolution_param { num_output: 6 kernel_size: 3 pad: 1
+        stride: 2 group: 2 weight_filler { type: "xavier" } bias_filler { type: "uniform" min: -1 } } }
+layer { name: "relu" type: "ReLU" bottom: "y" top: "y" }
+layer { name: "one" type: "Convolution" bottom: "y" top: "z" convolution_param { num_output: 5 kernel_size: 1
+        weight_filler { type: "xavier" } } }"""
+
+
+def agree(network: caffeport.Network, folded: caffeport.Network, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        assert disagreement(folded(x).numpy(), network(x).numpy()) is None
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 9, 8), (1, 4, 9, 8), (3, 4, 21, 30), (16, 4, 5, 5)])
+def test_packed_convolutions_give_the_same_at_any_size(shape: tuple[int, ...]) -> None:
+    network = caffeport.load(PACKED.encode())
+    folded = network.folded()
+    assert isinstance(folded.conv, PackedConv2d)
+    agree(network, folded, torch.randn(2, 4, 9, 8))
+    agree(network, folded, torch.randn(shape))
+    agree(network, deepcopy(folded), torch.randn(shape))
+    assert pickle.loads(pickle.dumps(folded.conv))._packed is None
+
+
+def test_packed_weights_follow_their_parameter() -> None:
+    network, x = caffeport.load(PACKED.encode()), torch.randn(2, 4, 9, 8)
+    folded = network.folded()
+    agree(network, folded, x)
+    with torch.no_grad():
+        network.conv.weight.mul_(2)
+        folded.conv.weight.mul_(2)
+    agree(network, folded, x)
+    state = {name: tensor * 3 for name, tensor in network.state_dict().items()}
+    network.load_state_dict(state)
+    folded.load_state_dict(state)
+    agree(network, folded, x)
+    agree(network.double(), folded.double(), x.double())
+    agree(network.float(), folded.float(), x)
+
+
+def test_hooks_and_gradients_see_the_convolution_before_its_relu() -> None:
+    folded, x = caffeport.load(PACKED.encode()).folded(), torch.randn(2, 4, 9, 8)
+    seen: list[torch.Tensor] = []
+    handle = folded.conv.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    with torch.no_grad():
+        hooked = folded(x)
+        handle.remove()
+        assert disagreement(folded(x).numpy(), hooked.numpy()) is None
+    assert seen[0].min() < 0
+    x.requires_grad_()
+    folded(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+def test_torch_export_of_packed_convolutions() -> None:
+    network, x = caffeport.load(PACKED.encode()), torch.randn(2, 4, 9, 8)
+    with torch.no_grad():
+        got = torch.export.export(network.folded(), (x,)).module()(x)
+        assert disagreement(got.numpy(), network(x).numpy()) is None

@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 import caffeport
 from caffeport.export.proof import run
+from caffeport.formats.schema import message_class
+from caffeport.formats.text import parse_text
 from caffeport.layers import Array
+from caffeport.preprocess import Preprocessing
 from tests.agreement import arrays, disagreement
 from tests.conftest import SHARED
 
@@ -93,6 +97,56 @@ def test_the_zoo_in_onnxruntime(name: str, tmp_path: Path) -> None:
             assert np.abs(got[key] - reference[key]).max() <= 2**-22, key
         else:
             assert disagreement(got[key], reference[key]) is None, key
+
+
+def test_names_in_the_file_are_those_of_the_prototxt(tmp_path: Path) -> None:
+    """Each layer of open_nsfw is the node of its name; a tensor has its blob's name where it is its last value."""
+    folder = SHARED / "zoo" / "open_nsfw"
+    net = message_class("NetParameter")()
+    parse_text((folder / "deploy.prototxt").read_bytes(), net, "deploy.prototxt")
+    layers = [layer for layer in net.layer if layer.type != "Input"]
+    network, _, _ = opened(folder, "deploy.prototxt")
+    graph = onnx.load(caffeport.export_onnx(network, tmp_path / "net.onnx", prove=False).path).graph
+    assert [node.name for node in graph.node if "/" not in node.name] == [layer.name for layer in layers]
+    assert all("/" not in layer.name for layer in layers)  # so that a "/" says: a part of a layer
+
+    last = {top: layer.name for layer in layers for top in layer.top}
+    current = {value.name: value.name for value in graph.input}
+    weights = {tensor.name for tensor in graph.initializer}
+    for layer in layers:
+        nodes = [node for node in graph.node if node.name.partition("/")[0] == layer.name]
+        assert {node.doc_string for node in nodes} == {layer.type}
+        inside = {name for node in nodes for name in node.output}
+        read = [name for node in nodes for name in node.input if name not in inside | weights]
+        assert read == [current[blob] for blob in layer.bottom]
+        (top,) = layer.top
+        current[top] = top if last[top] == layer.name else f"{layer.name}::{top}"
+        assert list(nodes[-1].output) == [current[top]]
+    assert [value.name for value in graph.output] == [current[top] for top in layers[-1].top]
+
+
+CONVOLUTION = """input: "data" input_shape { dim: 1 dim: 3 dim: 5 dim: 3 }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } } }"""
+PICTURES = sorted((SHARED / "nets" / "preprocess" / "pictures").glob("*"))
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_preprocessing_inside_is_preprocessing_outside_on_every_picture(layout: str, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    if not PICTURES:
+        pytest.skip("no shared pictures")
+    network = caffeport.load(CONVOLUTION.encode())
+    prepare = Preprocessing((104.0, 117.0, 123.0), 0.017)
+    path = caffeport.export_onnx(
+        network, tmp_path / "net.onnx", spatial="dynamic", preprocess=prepare, layout=layout
+    ).path
+    for picture in PICTURES:
+        pixels = np.ascontiguousarray(cv2.imread(str(picture))[None, :, :, ::-1])
+        fed = pixels if layout == "NHWC" else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        with torch.no_grad():
+            want = network(prepare(pixels)).numpy()
+        assert disagreement(run(path, {"image": fed})["conv"], want) is None, picture.name
 
 
 RUNNER = """

@@ -1,4 +1,4 @@
-"""References made on the spot: a stand-in for pycaffe in a process of its own, and OpenCV."""
+"""References made on the spot: a stand-in for pycaffe in a process of its own, OpenCV, and onnxruntime."""
 
 import ast
 import os
@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 
 import caffeport
+from caffeport.export.onnx import export_onnx
 from caffeport.verification.sources import dump_script, from_caffe, from_opencv, opencv_fault
 from tests.conftest import DIGITS, SHARED, needs_shared
 from tests.verification.nets import chain, digits
@@ -159,6 +162,42 @@ class TestOpenCV:
             from_opencv(
                 caffeport.load((DIGITS / "deploy.prototxt").read_bytes(), (DIGITS / "digits.caffemodel").read_bytes())
             )
+
+
+class TestOnnx:
+    @pytest.mark.parametrize("fold", [False, True])
+    def test_the_nets_own_export(self, tmp_path: Path, fold: bool) -> None:
+        network, reference = digits()
+        path = tmp_path / "digits.onnx"
+        export_onnx(network, path, fold=fold, prove=False)
+        report = caffeport.verify(network, f"onnx:{path}", inputs={"data": reference["in::data"]})
+        assert report.passed
+        assert report.coverage["no"] == 0
+        assert report.layers[-1].judged == "segment"
+        assert report.reference == f"onnxruntime {onnxruntime.__version__} on digits.onnx"
+
+    def test_every_layer_of_an_export_with_all_tops(self, tmp_path: Path) -> None:
+        network, _ = digits()
+        path = tmp_path / "digits.onnx"
+        tops = [top.key for step in network.graph.steps for top in step.tops]
+        export_onnx(network, path, outputs=tops, prove=False)
+        assert caffeport.verify(network, f"onnx:{path}").coverage["alone"] == len(tops)
+        with torch.no_grad():
+            network.get_parameter("conv2.bias").add_(0.01)
+        assert caffeport.verify(network, f"onnx:{path}").first_failure == "conv2"
+
+    def test_a_file_that_is_not_there(self) -> None:
+        with pytest.raises(caffeport.InputError, match=r"onnx:nowhere\.onnx: no such file"):
+            caffeport.verify(digits()[0], "onnx:nowhere.onnx")
+
+    def test_a_file_that_is_no_model(self) -> None:
+        with pytest.raises(caffeport.ReferenceMismatch, match=r"does not run it on this net's inputs, 'data': "):
+            caffeport.verify(digits()[0], f"onnx:{DIGITS / 'deploy.prototxt'}")
+
+    def test_another_nets_model(self, tmp_path: Path) -> None:
+        export_onnx(chain(), tmp_path / "chain.onnx", prove=False)
+        with pytest.raises(caffeport.ReferenceMismatch, match=r"does not run it .* invalid dimensions for input: data"):
+            caffeport.verify(digits()[0], f"onnx:{tmp_path / 'chain.onnx'}")
 
 
 @needs_shared
