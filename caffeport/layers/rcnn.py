@@ -153,7 +153,7 @@ class Proposal(_Proposal):
              post_nms_topn 300, nms_thresh 0.7
     Raises   ShapeError: more than one image, other channels than A needs. UnsupportedLayer: the form with
              anchor_base_size and max_rois
-    PyTorch  own module; boxes below min_size get the score 0 and may still come out. ONNX: NonMaxSuppression.
+    PyTorch  own module; boxes below min_size get the score 0 and may still come out. ONNX: none.
     Source   sanghoon/caffe, src/caffe/layers/proposal_layer.cpp
     """
 
@@ -219,7 +219,7 @@ class PythonProposal(_Proposal):
     Params   param_str: feat_stride (pixels), scales 8, 16, 32, ratios 0.5, 1, 2; TEST settings: 6000 before and 300
              after suppression at 0.7, boxes below 16 pixels of the unscaled image removed
     Raises   FormatError: no feat_stride. ShapeError: more than one image, other channels than A needs
-    PyTorch  own module; suppression drops overlaps >= 0.7. ONNX: NonMaxSuppression.
+    PyTorch  own module; suppression drops overlaps >= 0.7. ONNX: none.
     Source   rbgirshick/py-faster-rcnn, lib/rpn/proposal_layer.py, generate_anchors.py, lib/fast_rcnn/config.py
     """
 
