@@ -17,12 +17,6 @@ def stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int
     """The file's array for each learned one, by (layer key, index). Raises WeightsError for all that does not fit."""
     weights, steps = description.weights, {step.key: step for step in description.graph.steps}
     if weights is None:
-        learning = sum(bool(step.blobs) for step in steps.values())
-        if learning:
-            LOG.warning(
-                "%s: no weights were given: %d layer(s) keep their fillers, which nobody trained",
-                description.files[-1].path, learning,
-            )  # fmt: skip
         return {}
     arrays: dict[tuple[str, int], Array] = {}
     problems = []

@@ -595,7 +595,7 @@ class YoloDetectionOutput(_YoloOutput):
     Params   num_classes, num_box 5, confidence_threshold 0.01, nms_threshold 0.45, biases: width and height in cells
     Raises   ShapeError: no num_classes, biases that do not fit, another number of channels
     PyTorch  own module; suppression drops overlaps >= the threshold, over labels and images together. ONNX:
-             NonMaxSuppression.
+             none.
     Source   eric612/MobileNet-YOLO, src/caffe/layers/yolo_detection_output_layer.cpp
     """
 
@@ -631,7 +631,7 @@ class Yolov3DetectionOutput(_YoloOutput):
              which of them, map by map
     Raises   ShapeError: no num_classes; anchors_scale, biases or mask that do not fit; another number of channels
     PyTorch  own module; suppression drops overlaps >= the threshold, over labels and images together. ONNX:
-             NonMaxSuppression.
+             none.
     Source   eric612/MobileNet-YOLO, src/caffe/layers/yolov3_detection_output_layer.cpp
     """
 

@@ -38,6 +38,12 @@ def test_an_existing_folder_is_kept_unless_forced(caffeport, tmp_path):
     assert (folder / "caffeport.json").read_bytes() != before
 
 
+def test_a_net_without_weights_is_converted_with_a_warning(caffeport, tmp_path):
+    result = caffeport("convert", NET, "-o", tmp_path / "digits", "--no-onnx")
+    assert result.exit_code == 0
+    assert "no weights were given: 4 layer(s) keep their fillers" in result.stderr
+
+
 def test_a_mean_is_kept(caffeport, tmp_path):
     mean = tmp_path / "mean.npy"
     np.save(mean, np.full((1, 8, 8), 3, np.float32))
