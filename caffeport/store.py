@@ -115,7 +115,9 @@ def convert(
     network = assemble(description, strict=strict, allow_nonfinite=allow_nonfinite)
     learning = sum(bool(step.blobs) for step in network.graph.steps)
     if description.weights is None and learning:
-        description.warnings.append(f"no weights were given: {learning} layer(s) keep their fillers, which are untrained")
+        description.warnings.append(
+            f"no weights were given: {learning} layer(s) keep their fillers, which are untrained"
+        )
     clock["build"] = time.perf_counter()
     report = None
     if reference is not None:

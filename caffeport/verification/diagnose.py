@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SECONDS = 20.0  # that a diagnosis may take, about
 SHARE = 50.0  # by which a supposition has to take the ratio down to be named
+CERTAIN = 2.0  # a ratio at which a long segment is not searched any further
 NAMES = {"tf32": "TF32's 10 bits", "fp16": "fp16", "bf16": "bf16"}
 
 Modules = dict[str, nn.Module]
@@ -183,7 +184,7 @@ def _causes(case: _Case) -> list[Cause]:
         for what, after, evidence in supposed(case):
             if case.explains(after) or case.helps(after):
                 found.append(Cause(what, case.before, after, evidence))
-            if not case.in_time:
+            if not case.in_time or (len(case.steps) > 1 and after <= CERTAIN):
                 break
         whole = [cause for cause in found if case.explains(cause.after)]
         if whole:
@@ -379,17 +380,40 @@ def _extent(pool: "Pool", x: Tensor) -> Tensor:
     return extents[0][:, None] * extents[1][None]
 
 
-def _variants(case: _Case, step: Step) -> Iterator[tuple[str, nn.Module]]:
-    """The step's module with one thing changed."""
+def _changed(module: nn.Module, **attributes: Any) -> nn.Module:
+    """A copy of the module with other attributes."""
+    new: nn.Module = deepcopy(module)
+    for name, value in attributes.items():
+        held = getattr(new, name)
+        setattr(new, name, nn.Parameter(value, requires_grad=False) if isinstance(held, nn.Parameter) else value)
+    return new
+
+
+Variants = Iterator[tuple[str, nn.Module]]
+
+
+def _other_settings(case: _Case, step: Step) -> Variants:
+    """What the net's text says, read in another way."""
     module, type_ = case.module(step), step.layer.spec.type
+    if type_ == "LRN" and hasattr(module, "alpha"):
+        n = module.size if hasattr(module, "k") else module.size**2
+        yield "alpha was not divided by the size on the reference's side", _changed(module, alpha=module.alpha * n)
+        yield "alpha was not divided by the size on our side", _changed(module, alpha=module.alpha / n)
+    if type_ == "Pooling":
+        yield from _other_pooling(step, module)
 
-    def changed(**attributes: Any) -> nn.Module:
-        new: nn.Module = deepcopy(module)
-        for name, value in attributes.items():
-            held = getattr(new, name)
-            setattr(new, name, nn.Parameter(value, requires_grad=False) if isinstance(held, nn.Parameter) else value)
-        return new
 
+def _other_eps(case: _Case, step: Step) -> Variants:
+    module = case.module(step)
+    if step.layer.spec.type == "BatchNorm" and hasattr(module, "eps"):
+        for eps in (1e-3, 1e-5, 2e-5, 1e-4, 1e-6, 1e-9, 1e-10):
+            if not math.isclose(eps, module.eps, rel_tol=1e-3):
+                yield f"eps {eps:g} for {module.eps:.3g}", _changed(module, eps=eps)
+
+
+def _other_weights(case: _Case, step: Step) -> Variants:
+    """The learned arrays with fewer bits, in other places, or missing."""
+    module = case.module(step)
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.dim() >= 2:
         for form, words in NAMES.items() if not case.by_device else ():
@@ -399,26 +423,14 @@ def _variants(case: _Case, step: Step) -> Iterator[tuple[str, nn.Module]]:
         for form in ("bf16", "fp16"):
             yield f"computed in {form} throughout", _Rounding(weights_rounded(module, form, axes=0), form, whole=True)
         for what, w in _rearranged(weight.detach(), int(getattr(module, "groups", 1))):
-            yield f"its weights are {what}", changed(weight=w.contiguous())
-        yield from _flattened(case, step, weight.detach(), changed)
+            yield f"its weights are {what}", _changed(module, weight=w.contiguous())
+        yield from _flattened(case, step, weight.detach())
     bias = getattr(module, "bias", None)
     if isinstance(bias, Tensor) and bias.any():
-        yield "the reference has no bias here", changed(bias=torch.zeros_like(bias))
-    if type_ == "BatchNorm" and hasattr(module, "eps"):
-        for eps in (1e-3, 1e-5, 2e-5, 1e-4, 1e-6, 1e-9, 1e-10):
-            if not math.isclose(eps, module.eps, rel_tol=1e-3):
-                yield f"eps {eps:g} for {module.eps:.3g}", changed(eps=eps)
-    if type_ == "LRN" and hasattr(module, "alpha"):
-        n = module.size if hasattr(module, "k") else module.size**2
-        yield "alpha was not divided by the size on the reference's side", changed(alpha=module.alpha * n)
-        yield "alpha was not divided by the size on our side", changed(alpha=module.alpha / n)
-    if type_ == "Pooling":
-        yield from _other_pooling(step, module)
+        yield "the reference has no bias here", _changed(module, bias=torch.zeros_like(bias))
 
 
-def _flattened(
-    case: _Case, step: Step, weight: Tensor, changed: Callable[..., nn.Module]
-) -> Iterator[tuple[str, nn.Module]]:
+def _flattened(case: _Case, step: Step, weight: Tensor) -> Variants:
     """A fully connected layer whose columns expect the map in another order."""
     operand = step.bottoms[0] if step.bottoms else None
     shape = (
@@ -426,6 +438,7 @@ def _flattened(
         if operand and operand.value in case.start and operand.like is None
         else ()
     )
+    changed = partial(_changed, case.module(step))
     if weight.dim() == 2 and len(shape) == 4 and weight.shape[1] == math.prod(shape[1:]) and max(shape[2:]) > 1:
         c, h, w = shape[1:]
         yield (
@@ -438,7 +451,7 @@ def _flattened(
         )
 
 
-def _other_pooling(step: Step, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _other_pooling(step: Step, module: nn.Module) -> Variants:
     from ..modules.pooling import Pool
 
     kernel, stride, pad = step.layer.window(2)  # type: ignore[attr-defined]
@@ -458,12 +471,14 @@ def _other_pooling(step: Step, module: nn.Module) -> Iterator[tuple[str, nn.Modu
 
 
 def _changed_layers(case: _Case) -> Supposed:
+    """Each layer in each other way; those of which there are few come first, since a long segment may take too long."""
     name = len(case.steps) > 1
-    for step in reversed(case.steps):
-        for what, module in _variants(case, step):
-            yield (f"{step.key!r}: {what}" if name else what), case.ratio({step.key: module}), ""
-            if not case.in_time:
-                return
+    for variants in (_other_settings, _other_eps, _other_weights):
+        for step in reversed(case.steps):
+            for what, module in variants(case, step):
+                yield (f"{step.key!r}: {what}" if name else what), case.ratio({step.key: module}), ""
+                if not case.in_time:
+                    return
 
 
 # ---- one number fitted

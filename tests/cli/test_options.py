@@ -57,7 +57,7 @@ def test_stage(caffeport: Cli, tmp_path: Path) -> None:
 
 def test_a_shape_for_a_blob_that_the_net_lacks_is_refused(caffeport, tmp_path: Path) -> None:
     path = tmp_path / "net.prototxt"
-    path.write_text(INPUT + FC)
+    path.write_text(STAGED)
     result = caffeport("inspect", path, "--input", "dta=2,3,4,4")
     assert result.exit_code == 2
     assert "input 'dta': a shape is given for it" in result.stderr
