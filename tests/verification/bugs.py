@@ -2,7 +2,7 @@
 be said of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -142,12 +142,12 @@ BUGS = [
 ]
 
 
-def injected(network: Network, bottoms: Mapping[str, Tensor]) -> Iterator[tuple[Bug, Step]]:
+def injected(network: Network, bottoms: Mapping[str, Tensor], bugs: Sequence[Bug] = BUGS) -> Iterator[tuple[Bug, Step]]:
     """Put each bug into each layer that can have it, one at a time, and take it out again.
 
     bottoms  each layer's first one, by layer key: a layer whose output does not change with the bug does not have it
     """
-    for bug in BUGS:
+    for bug in bugs:
         for step in network.graph.steps:
             name = network.names[step.key]
             right = network.get_submodule(name)
