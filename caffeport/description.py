@@ -105,6 +105,12 @@ def describe(
         warnings += notes + hints(stored, graph)
     if phase == "TEST":
         warnings += _layer_warnings(graph)
+    blobs = {name for spec in v2.layer for name in (*spec.top, *spec.bottom)}
+    warnings += [
+        f"input {name!r}: a shape is given for it, and no layer reads or writes that blob"
+        for name in inputs or {}
+        if name not in blobs
+    ]
     by_name = stored.by_name() if stored else {}
     built = {step.layer.spec.name for step in graph.steps}
     unused = [layer for name, layer in by_name.items() if name not in built]

@@ -184,9 +184,7 @@ class _Builder:
             for name in spec.bottom:
                 self.first_reader.setdefault(name, spec)
         for name in self.input_shapes:
-            if name not in self.writers:
-                if name not in self.first_reader:
-                    raise InputError(f"input {name!r}: a shape is given for it, and no layer reads or writes that blob")
+            if name not in self.writers and name in self.first_reader:
                 self._input(name, self.input_shapes[name])
         layers = [layer for spec in self.net.layer if (layer := self._layer(spec))]
         self._raise()
