@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .alignment import bare_crops, set_offsets
 from .alignment import warning as warning_of_crops
-from .errors import FormatError, InputError, WeightsError
+from .errors import CaffeportError, FormatError, InputError, WeightsError
 from .formats import ModelFile, Readable, StoredLayer, Weights, read
 from .formats.rules import cut_unfed, filter_net, refuse_lost_bottoms, to_deploy
 from .formats.schema import Message
@@ -17,6 +17,7 @@ from .layers import text
 from .surgery import Surgery, found, hints, renamed, wanted
 
 CROPS_SHOWN = 50  # Crop layers in a warning; each means a walk through the net
+WARNINGS_SHOWN = 20  # of a file, below an error
 
 
 @dataclass
@@ -93,7 +94,14 @@ def describe(
         raise InputError(f"reshape: {path} holds no arrays; give the weights too")
     if pairs and stored:
         stored = renamed(stored, pairs, names, path)
-    graph = build(v2, stored.by_name() if stored else {}, inputs)
+    try:
+        graph = build(v2, stored.by_name() if stored else {}, inputs)
+    except CaffeportError as error:
+        seen = [f"warning: {warning}" for file in files for warning in file.warnings[:WARNINGS_SHOWN]]
+        if not seen:
+            raise
+        # A misspelt field is why a layer lacks it, and only the reader's warning knows the line.
+        raise type(error)("\n  ".join([str(error), *seen])) from error
     crops = bare_crops(graph, None if crop == "aligned" else CROPS_SHOWN)
     if crops and crop == "aligned":
         set_offsets(crops)  # into v2

@@ -9,6 +9,7 @@ import torch
 import caffeport
 from caffeport.description import describe
 from caffeport.errors import InputError, ShapeError
+from tests.conftest import DIGITS
 from tests.formats.wire_writer import message, number, packed, shape, text
 
 DATA = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 4 dim: 4 } } RULE }\n'
@@ -211,3 +212,10 @@ def test_fillers_for_what_code_sets_later(caplog) -> None:
     with torch.no_grad():
         network.get_parameter("temperature.weight").fill_(1.0)
     assert network(torch.ones(2, 3, 4, 4))[0, 0, 3, 3] == 1.0
+
+
+def test_an_error_carries_the_line_of_a_misspelt_field():
+    text = (DIGITS / "deploy.prototxt").read_text(encoding="utf-8").replace("kernel_size", "kernel_sise", 1)
+    line = next(i for i, words in enumerate(text.splitlines(), 1) if "kernel_sise" in words)
+    with pytest.raises(ShapeError, match=rf"(?s)kernel_size is missing.*:{line}:\d+: .*kernel_sise.*kernel_size"):
+        describe(text.encode())
