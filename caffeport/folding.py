@@ -30,6 +30,7 @@ def folded(network: "Network") -> "Network":
 
     result = Network(*_Folder(network).fold())
     result.source_files = network.source_files
+    result.mean_file = network.mean_file
     return result
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -33,7 +33,7 @@ from .description import Description, describe
 from .errors import FormatError, InputError, UnsupportedLayer
 from .formats import MeanImage, Readable, StoredBlob, StoredLayer, Weights, read, read_mean
 from .formats.schema import Message
-from .graph import Step, build
+from .graph import Graph, Step, build
 from .layers import Array
 from .loading import Copier, assemble, network_of
 from .network import Network, module_names
@@ -293,7 +293,7 @@ def deploy_net(description: Description) -> Message:
 def _facts(network: Network, description: Description, mean: MeanImage | None) -> dict[str, Any]:
     graph = network.graph
     transforms = {
-        layer.key: _transform(layer.spec.transform_param)
+        layer.key: json_format.MessageToDict(layer.spec.transform_param, preserving_proto_field_name=True)
         for layer in graph.data_layers
         if layer.spec.HasField("transform_param")
     }
@@ -319,12 +319,6 @@ def _facts(network: Network, description: Description, mean: MeanImage | None) -
         },
         "tensors": {key: sha256(tensor.numpy()) for key, tensor in _owned_state(network).items()},
         "versions": {"caffeport": __version__, "torch": torch.__version__},
-    }
-
-
-def _transform(param: Message) -> dict[str, Any]:
-    return {
-        f.name: list(value) if f.is_repeated else value for f, value in param.ListFields() if f.message_type is None
     }
 
 
@@ -398,6 +392,8 @@ def load_folder(folder: Path, *, allow_nonfinite: bool = False) -> Network:
     network = network_of(graph, state, copier)
     hashes = facts.get("tensors")
     network.hashes = hashes if isinstance(hashes, dict) else {}
+    network.mean_file = folder / MEAN if (folder / MEAN).is_file() else None
+    _restore_transforms(graph, facts, folder / FACTS)
     if not allow_nonfinite:
         copier.refuse_nonfinite()
     return network
@@ -435,6 +431,20 @@ def _stored_shapes(facts: dict[str, Any], path: Path) -> dict[str, StoredLayer]:
             f"{path}: 'blobs' is not as caffeport writes it ({error}); convert the model again"
         ) from error
     return layers
+
+
+def _restore_transforms(graph: Graph, facts: dict[str, Any], path: Path) -> None:
+    """What the data layers did to pictures, which the Input layers in their place do not say."""
+    try:
+        transforms = facts.get("preprocessing", {}).get("transform_param", {})
+        for layer in graph.data_layers:
+            if layer.key in transforms:
+                json_format.ParseDict(transforms[layer.key], layer.spec.transform_param)
+                layer.spec.transform_param.SetInParent()  # an empty one says: pictures as they are
+    except (AttributeError, TypeError, json_format.ParseError) as error:
+        raise FormatError(
+            f"{path}: 'preprocessing' is not as caffeport writes it ({error}); convert the model again"
+        ) from error
 
 
 def _tensors(path: Path) -> tuple[dict[str, Array], Weights]:

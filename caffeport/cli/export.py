@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
-from .options import load_options
+from .options import deploy_option, load_options
 from .output import print_json
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @load_options
+@deploy_option
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="What to write: .onnx, .py or .pt2."
 )
@@ -37,13 +38,26 @@ if TYPE_CHECKING:
 @click.option(
     "--with-preprocessing", is_flag=True, help="Take uint8 RGB pictures and prepare them inside of the model."
 )
-@click.option("--layout", type=click.Choice(["NHWC", "NCHW"]), default="NHWC", help="Of those pictures.")
+@click.option(
+    "--layout",
+    type=click.Choice(["NHWC", "NCHW"]),
+    default="NHWC",
+    show_default=True,
+    help="Order of those pictures' axes.",
+)
 @click.option(
     "--mean",
     metavar="FILE|B,G,R",
-    help="Mean picture, or one value a channel, in the net's channel order; else what a converted folder holds.",
+    help="What to subtract: a mean picture (.binaryproto, .npy, .mat), or one value a channel, 0 to 255, in the net's "
+    "channel order; 0 for nothing.  [default: as the data layer's transform_param or the converted folder says]",
 )
-@click.option("--scale", type=float, default=1.0, help="Factor after the mean.")
+@click.option("--scale", type=float, help="Factor after that.  [default: as transform_param says, or 1]")
+@click.option(
+    "--centre-crop/--no-centre-crop",
+    default=None,
+    help="Take larger pictures, and of each the middle that has the net's size.  [default: as transform_param says, "
+    "or where the mean picture is larger]",
+)
 @click.option("--rgb", is_flag=True, help="The net takes red first; else blue, as nets trained by Caffe's tools.")
 @click.option("--prove/--no-prove", default=True, help="Whether to run what was written beside the network first.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
@@ -60,7 +74,8 @@ def export(
     with_preprocessing: bool,
     layout: str,
     mean: str | None,
-    scale: float,
+    scale: float | None,
+    centre_crop: bool | None,
     rgb: bool,
     prove: bool,
     as_json: bool,
@@ -78,9 +93,9 @@ def export(
         raise InputError(
             f"{output}: --with-preprocessing, --outputs, --all-blobs and --dynamic-spatial are for .onnx only"
         )
-    if not with_preprocessing and (mean is not None or scale != 1.0 or rgb):
-        raise InputError("--mean, --scale and --rgb belong to --with-preprocessing, which is not given")
-    if not isfinite(scale):
+    if not with_preprocessing and (rgb or any(how is not None for how in (mean, scale, centre_crop))):
+        raise InputError("--mean, --scale, --centre-crop and --rgb belong to --with-preprocessing, which is not given")
+    if scale is not None and not isfinite(scale):
         raise InputError(f"--scale {scale}: expected a finite number")
     if not batch.isidentifier() and not (batch.isascii() and batch.isdigit() and int(batch)):
         raise InputError(f"--batch {batch!r}: expected a number from 1 on, or a name such as N")
@@ -88,9 +103,6 @@ def export(
     from ..loading import load
 
     start = time.perf_counter()
-    kept_mean = Path(net) / "mean.npy"  # of a converted folder
-    if with_preprocessing and mean is None and kept_mean.is_file():
-        mean = str(kept_mean)
     network = load(net, weights, **how)
     sizes = int(batch) if batch.isascii() and batch.isdigit() else batch
     facts: dict[str, Any]
@@ -119,7 +131,7 @@ def export(
             batch=sizes,
             spatial="dynamic" if dynamic_spatial else None,
             outputs=wanted,
-            preprocess=_preprocessing(network, mean, scale, not rgb) if with_preprocessing else None,
+            preprocess=_preprocessing(network, mean, scale, centre_crop, rgb) if with_preprocessing else None,
             layout=layout,
             fold=fold,
             prove=prove,
@@ -130,7 +142,9 @@ def export(
         if verdict and not as_json:
             click.echo(f"onnxruntime beside the network: {verdict}")
         facts = {"opset": done.opset, "nodes": done.nodes, "inputs": done.inputs, "outputs": done.outputs}
-        facts |= {"notes": done.notes, "verdict": verdict}
+        facts |= {"notes": done.notes, "preprocessing": done.preprocessing, "verdict": verdict}
+        if done.preprocessing and not as_json:
+            click.echo("preprocessing: " + ", ".join(f"{name} {value}" for name, value in done.preprocessing.items()))
         told = f"{done.nodes} nodes, opset {done.opset}, {output.stat().st_size:,} bytes"
     if as_json:
         seconds = round(time.perf_counter() - start, 3)
@@ -139,17 +153,24 @@ def export(
         click.echo(f"{click.format_filename(output)}: {told}")
 
 
-def _preprocessing(network: "Network", mean: str | None, scale: float, bgr: bool) -> "Preprocessing":
-    """From the options; a mean picture larger than the net's input is cropped to it."""
+def _preprocessing(
+    network: "Network", mean: str | None, scale: float | None, centre_crop: bool | None, rgb: bool
+) -> "Preprocessing":
+    """As the net's files say, but for what the options do."""
     from ..formats import read_mean
-    from ..preprocess import Preprocessing
+    from ..preprocess import Preprocessing, input_size
 
-    if mean is None:
-        return Preprocessing(scale=scale, bgr=bgr)
-    words = [word.strip() for word in mean.split(",")]
-    if all(re.fullmatch(r"-?\d+(\.\d*)?", word) for word in words):
-        return Preprocessing(tuple(map(float, words)), scale, bgr=bgr)
-    picture = read_mean(mean).array
-    own = next((shape[2:] for shape in network.inputs.values() if len(shape) == 4), ())
-    crop = (own[0], own[1]) if len(own) == 2 and own[0] and own[1] and picture.shape[1:] not in ((), own) else None
-    return Preprocessing(picture, scale, crop, bgr)
+    given: dict[str, Any] = {}
+    if mean is not None:
+        words = [word.strip() for word in mean.split(",")]
+        values = all(re.fullmatch(r"-?\d+(\.\d*)?", word) for word in words)
+        given["mean"] = tuple(map(float, words)) if values else read_mean(mean).array
+    if scale is not None:
+        given["scale"] = scale
+    if centre_crop is not None:
+        given["crop"] = input_size(network) if centre_crop else None
+        if centre_crop and given["crop"] is None:
+            raise InputError("--centre-crop: the net does not say its input's size; give it: --input data=N,C,H,W")
+    if rgb:
+        given["bgr"] = False
+    return Preprocessing.of_net(network, **given)

@@ -32,6 +32,7 @@ class OnnxExport:
     """What was written.
 
     notes   sentences for the owner of the net, such as why the batch size is fixed
+    preprocessing  what the model does with a picture, as its metadata say it
     report  the comparison of the file's outputs in onnxruntime with the network's, unless it was not proved
     """
 
@@ -41,6 +42,7 @@ class OnnxExport:
     inputs: dict[str, Symbolic] = field(default_factory=dict)
     outputs: dict[str, Symbolic] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    preprocessing: dict[str, Any] | None = None
     report: "Report | None" = None
 
 
@@ -63,7 +65,8 @@ def export_onnx(
     batch     a name: the batch size stays open under that name; a number: fixed; None: as the net declares
     spatial   "dynamic": height and width stay open; (height, width): fixed; None: as the net declares
     outputs   blobs, or "layer::top" for what one layer wrote; None: the net's outputs
-    preprocess  the model takes uint8 RGB pictures, `layout` NHWC or NCHW, and prepares them itself
+    preprocess  the model takes uint8 RGB pictures, `layout` NHWC or NCHW, and prepares them itself; for what the net's
+                own files say: Preprocessing.of_net(network)
     fold      write `network.folded()`; it is compared with the network as it was
     prove     check the file and run it beside the network first
 
@@ -82,7 +85,9 @@ def export_onnx(
             from .proof import prove as prove_file
 
             report = prove_file(temporary, model, network)
-    return OnnxExport(path, model.opset, len(model.nodes), model.inputs, model.outputs, model.notes, report)
+    done = OnnxExport(path, model.opset, len(model.nodes), model.inputs, model.outputs, model.notes)
+    done.preprocessing, done.report = picture.to_dict() if picture else None, report
+    return done
 
 
 class OnnxModel:
@@ -105,13 +110,13 @@ class OnnxModel:
         self.part = part_of(graph, graph.outputs if outputs is None else outputs)
         self.targets = {name: self.part.blobs[name] for name in self.part.outputs}
         self.sources, self.steps = self.part.inputs, self.part.steps
+        self.preprocess = preprocess
         declared, self.shapes = self._shapes(batch, spatial)
         self.declared = declared
         self.onnx = OnnxGraph(network, opset)
         self.values: dict[Value, OnnxValue] = {}
         self.inputs: dict[str, Symbolic] = {}
         self.outputs: dict[str, Symbolic] = {}
-        self.preprocess = preprocess
         taken: set[str] = set()
         for value in self.sources:
             held = OnnxValue(_open(declared[value]), _unique(value.blob, taken))
@@ -140,6 +145,8 @@ class OnnxModel:
             ways = [(batch, True), (batch, False), (None, False)] if mixing else [(batch, False), (None, False)]
         for size, own in ways:
             declared = _declared(self.sources, size, spatial, own)
+            if self.preprocess and spatial is None:
+                declared[self.picture] = self.preprocess.closed(declared[self.picture])
             try:
                 return declared, _resolved(self.part, declared)
             except ShapeError as error:
@@ -264,9 +271,11 @@ class OnnxModel:
         """The ModelProto without its initializers and facts."""
         from onnx import TensorProto, helper
 
-        picture = self.image.name if self.preprocess else None
+        pictures = {self.image.name: self.preprocess.doc} if self.preprocess else {}
         inputs = [
-            helper.make_tensor_value_info(name, TensorProto.UINT8 if name == picture else TensorProto.FLOAT, shape)
+            helper.make_tensor_value_info(
+                name, TensorProto.UINT8 if name in pictures else TensorProto.FLOAT, shape, pictures.get(name, "")
+            )
             for name, shape in self.inputs.items()
         ]
         outputs = [

@@ -15,7 +15,6 @@ from caffeport.export.proof import run
 from caffeport.formats.schema import message_class
 from caffeport.formats.text import parse_text
 from caffeport.layers import Array
-from caffeport.preprocess import Preprocessing
 from tests.agreement import arrays, disagreement
 from tests.conftest import SHARED
 
@@ -123,30 +122,6 @@ def test_names_in_the_file_are_those_of_the_prototxt(tmp_path: Path) -> None:
         current[top] = top if last[top] == layer.name else f"{layer.name}::{top}"
         assert list(nodes[-1].output) == [current[top]]
     assert [value.name for value in graph.output] == [current[top] for top in layers[-1].top]
-
-
-CONVOLUTION = """input: "data" input_shape { dim: 1 dim: 3 dim: 5 dim: 3 }
-layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
-        convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } } }"""
-PICTURES = sorted((SHARED / "nets" / "preprocess" / "pictures").glob("*"))
-
-
-@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-def test_preprocessing_inside_is_preprocessing_outside_on_every_picture(layout: str, tmp_path: Path) -> None:
-    cv2 = pytest.importorskip("cv2")
-    if not PICTURES:
-        pytest.skip("no shared pictures")
-    network = caffeport.load(CONVOLUTION.encode())
-    prepare = Preprocessing((104.0, 117.0, 123.0), 0.017)
-    path = caffeport.export_onnx(
-        network, tmp_path / "net.onnx", spatial="dynamic", preprocess=prepare, layout=layout
-    ).path
-    for picture in PICTURES:
-        pixels = np.ascontiguousarray(cv2.imread(str(picture))[None, :, :, ::-1])
-        fed = pixels if layout == "NHWC" else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-        with torch.no_grad():
-            want = network(prepare(pixels)).numpy()
-        assert disagreement(run(path, {"image": fed})["conv"], want) is None, picture.name
 
 
 RUNNER = """
