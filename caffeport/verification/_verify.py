@@ -42,7 +42,8 @@ def verify(
     device      where the layers under test run
     precisions  of those layers: "ieee", "tf32", "bf16", "fp16"; the first is judged, each gives a line of the
                 precision table
-    fail_fast   stop at the first layer that fails
+    fail_fast   stop at the first layer that fails; layers are run on the reference's bottoms only, not from the inputs
+                on as well, so that memory holds one layer's blobs at a time
     limits      the largest ratios that pass
 
     Raises InputError and ReferenceMismatch where the arrays are not this net's. A layer that differs is a result, not
@@ -61,7 +62,7 @@ def verify(
         rows: list[LayerResult] = []
         excused = False
         gallery = Gallery()
-        walk = Walk(network, source, stored, fed, shapes, arithmetics[0], gallery)
+        walk = Walk(network, source, stored, fed, shapes, arithmetics[0], gallery, streamed=fail_fast)
 
         def add(comparison: Comparison) -> bool:
             nonlocal excused
@@ -209,10 +210,10 @@ def _outputs(
             if d32.shape != y64.shape:
                 continue
             beside = growth(d32, y64, yard[name])
-            error = d32.double() - y64
+            error = d32.double().sub_(y64).abs_()
             classes = _classes(y64)
             top1 = None if classes is None else agreement(_classes(d32) or [], classes, 1)
-            largest = float(error.abs().max()) if error.numel() else 0.0
+            largest = float(error.max()) if error.numel() else 0.0
             emulated = arithmetic.tf32 and arithmetic.device.type != "cuda"
             table.append(
                 PrecisionResult(

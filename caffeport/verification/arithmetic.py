@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..graph import Step
-from ..network import Network
+from ..network import Network, converted
 
 CPU = torch.device("cpu")
 PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
@@ -68,6 +68,36 @@ class Arithmetic:
 
 TRUTH = Arithmetic("float64", torch.float64)
 YARDSTICK = Arithmetic("float32", threads=1)
+BLOCK = 1 << 20  # numbers of a matrix that are converted at a time
+
+
+class _LinearInBlocks(nn.Module):
+    """A Linear in float64, some outputs at a time: a large weight is never there as a whole in float64."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.held = (linear,)  # in a tuple it is no child, which would be converted
+
+    def forward(self, x: Tensor) -> Tensor:
+        (linear,) = self.held
+        rows = max(1, BLOCK // linear.in_features)
+        weights = torch.split(linear.weight, rows)
+        biases = [None] * len(weights) if linear.bias is None else torch.split(linear.bias, rows)
+        return torch.cat(
+            [
+                nn.functional.linear(x, w.double(), b if b is None else b.double())
+                for w, b in zip(weights, biases, strict=True)
+            ],
+            dim=-1,
+        )
+
+
+def in_float64(network: Network, step: Step) -> nn.Module:
+    """The layer's module in float64, on the CPU."""
+    own = network.get_submodule(network.names[step.key])
+    if type(own) is nn.Linear and step.key not in network._views and own.weight.is_cpu and own.weight.numel() > BLOCK:
+        return _LinearInBlocks(own)
+    return converted(own, TRUTH.dtype, TRUTH.device)
 
 
 def under_test(device: str | torch.device, precision: str) -> Arithmetic:

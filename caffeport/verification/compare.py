@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..graph import Operand, Step, Value
 from ..layers import Shape, text
-from ..network import Network, converted
-from .arithmetic import TRUTH, YARDSTICK, Arithmetic
+from ..network import Network
+from .arithmetic import TRUTH, YARDSTICK, Arithmetic, in_float64
 from .judge import HALF_STEP, Growth, Judgement, growth, judge
 from .picture import Gallery
 from .reference import Reference, Stored
@@ -52,7 +52,8 @@ class Walk:
 
     local  values computed from the reference's own: in float64, in float32 on one thread, and in the arithmetic under
            test
-    whole  values computed from the inputs alone: in float64, and in float32 on one thread
+    whole  values computed from the inputs alone: in float64, and in float32 on one thread; none where `streamed`,
+           which takes half the memory
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Walk:
         shapes: dict[Value, Shape],
         tested: Arithmetic,
         gallery: Gallery,
+        streamed: bool,
     ) -> None:
         self.network = network
         self.graph = network.graph
@@ -73,6 +75,7 @@ class Walk:
         self.tested = tested
         self.gallery = gallery
         self.fed = inputs
+        self.streamed = streamed
         self.same = (
             tested.dtype == torch.float32
             and tested.device.type == "cpu"
@@ -94,7 +97,7 @@ class Walk:
         self.last = _last_use(network)
         for value, array in inputs.items():
             self.known[value] = array
-            for lane in self.whole:
+            for lane in () if streamed else self.whole:
                 lane[value] = array
 
     def run(self, on_row: Callable[[Comparison], bool]) -> None:
@@ -110,6 +113,8 @@ class Walk:
         """The net's outputs from the inputs on, in float64 and in float32 on one thread, as far as they could be
         computed.
         """
+        if self.streamed:
+            return run_whole(self.network, self.fed, TRUTH), run_whole(self.network, self.fed, YARDSTICK)
         graph = self.graph
         can = [name for name in graph.outputs if graph.blobs[name].value in self.whole[0]]
         truth, yard = ({name: _see(graph.blobs[name], lane) for name in can} for lane in self.whole)
@@ -132,6 +137,8 @@ class Walk:
             self.lost |= dict.fromkeys(step.tops, lost)
         else:
             problem = self._run_local(step)
+        if self.streamed:
+            return problem
         shared = not lost and not problem and not any(value in self.parted for value in reads)
         if shared:
             for mine, theirs in zip(self.local, self.whole, strict=False):
@@ -180,8 +187,7 @@ class Walk:
     def _double(self, step: Step) -> nn.Module:
         """The layer in float64, made once for both roads."""
         if self.doubled is None or self.doubled[0] is not step:
-            own = self.network.get_submodule(self.network.names[step.key])
-            self.doubled = step, converted(own, TRUTH.dtype, TRUTH.device)
+            self.doubled = step, in_float64(self.network, step)
         return self.doubled[1]
 
     def _bottom(self, operand: Operand, lane: Values, keep: int | None, batch: set[int]) -> Tensor:
@@ -331,7 +337,14 @@ def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[
     with torch.no_grad():
         for index, step in enumerate(network.graph.steps):
             values |= zip(
-                step.tops, arithmetic.run(network, step, [_see(o, values) for o in step.bottoms]), strict=False
+                step.tops,
+                arithmetic.run(
+                    network,
+                    step,
+                    [_see(o, values) for o in step.bottoms],
+                    in_float64(network, step) if arithmetic is TRUTH else None,
+                ),
+                strict=False,
             )
             for value in last.get(index, ()):
                 values.pop(value, None)

@@ -13,12 +13,13 @@ and the same with the largest magnitude and 2^-24. Passed where both are at most
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-SAMPLED = 1 << 14  # values that tell how the error grows from layer to layer
-BLOCK = 1 << 16  # elements judged at a time, so that all intermediate arrays stay in the cache
-EVERY = 4  # blocks, of which one at least is compared in float64
+SAMPLED = 1 << 12  # values that tell how the error grows from layer to layer
+BLOCK = 1 << 17  # elements judged at a time, so that all intermediate arrays stay in the cache
+CLOSELY = BLOCK // 8  # of which so many at least are compared in float64
 SMALLEST = 2.0**-149  # of float32
 LEAST_NORMAL = 2.0**-126
 HALF_STEP = 2.0**-25  # a rounding error of float32, as a share of the value
@@ -55,7 +56,8 @@ class Judgement:
     strange                    places where one is NaN or Inf and the other is not that same
     relative_l2, cosine        of d32 and ref; rms(d32 - ref) / rms(ref)
     largest_error, at          max |d32 - ref| and its index
-    ulp                        largest |d32 - ref| in steps of float32 at ref, or at rms(ref) where that is larger
+    ulp                        largest |d32 - ref| in steps of float32 at ref, or at rms(ref) where that is larger, of
+                               the largest errors and the values compared in float64
     ours, theirs               moments of d32 and of ref
     """
 
@@ -122,22 +124,22 @@ def judge(
         part = slice(start, start + BLOCK)
         tested = d[part]
         sums.add(start, r[part], y[part], tested if c32 is d32 else c[part], tested)
-    yard, reference, device, ours, theirs = sums.yard, sums.reference, sums.device, sums.ours, sums.theirs
-    noise = max(yard.rms, relative * sums.yardstick.rms, floor, SMALLEST)
-    noise_max = max(yard.largest, 2 * relative * sums.yardstick.largest, floor, SMALLEST)
-    relative_l2 = sums.error.rms / theirs.rms if theirs.square else (0.0 if not sums.error.square else math.inf)
+    error, ours, theirs, yardstick = sums.error, sums.ours, sums.theirs, sums.yardstick
+    noise = max(sums.yard.rms, relative * yardstick.rms, floor, SMALLEST)
+    noise_max = max(sums.yard.largest, 2 * relative * yardstick.largest, floor, SMALLEST)
+    relative_l2 = error.rms / theirs.rms if theirs.square else (0.0 if not error.square else math.inf)
     return Judgement(
-        reference=reference.rms / noise,
-        device=device.rms / noise,
-        reference_max=reference.largest / noise_max,
-        device_max=device.largest / noise_max,
+        reference=sums.reference.rms / noise,
+        device=sums.device.rms / noise,
+        reference_max=sums.reference.largest / noise_max,
+        device_max=sums.device.largest / noise_max,
         noise=noise,
         noise_max=noise_max,
         equal=sums.equal,
         strange=sums.strange,
         relative_l2=relative_l2,
-        cosine=_cosine(theirs.square, ours.square, sums.error.square),
-        largest_error=sums.error.largest,
+        cosine=_cosine(theirs.square, ours.square, error.square),
+        largest_error=error.largest,
         at=_index(sums.error_at, shape),
         ulp=sums.ulp,
         ours=ours.moments,
@@ -149,24 +151,18 @@ def growth(ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: 
     """The end-to-end ratios, of finite values; arguments as in `judge`. Looks at SAMPLED evenly spread values of
     a large array.
     """
-    thin = max(ref.numel() // SAMPLED, 1)
-    error2 = yard2 = y2 = error_max = yard_max = y_max = 0.0
-    n = 0
-    flat = [x.reshape(-1)[::thin] for x in (ref, y64, c32)]
-    for start in range(0, flat[0].numel(), BLOCK):
-        r, y, c = (x[start : start + BLOCK].double() for x in flat)
-        error, yard = r - y, c - y
-        if not math.isfinite(float(error.sum() + yard.sum())):
-            keep = torch.isfinite(error) & torch.isfinite(yard)
-            error, yard, y = error[keep], yard[keep], y[keep]
-        n += y.numel()
-        error2, yard2, y2 = error2 + float(error.dot(error)), yard2 + float(yard.dot(yard)), y2 + float(y.dot(y))
-        error_max, yard_max, y_max = (
-            max(a, _largest(b)) for a, b in ((error_max, error), (yard_max, yard), (y_max, y))
-        )
-    if not n:
+    # An odd step meets every column of a map, whose width is even more often than not.
+    thin = ref.numel() // SAMPLED | 1
+    r, y, c = (x.reshape(-1)[::thin].double().numpy() for x in (ref, y64, c32))
+    error, yard = r - y, c - y
+    if not math.isfinite(error.sum() + yard.sum()):
+        keep = np.isfinite(error) & np.isfinite(yard)
+        error, yard, y = error[keep], yard[keep], y[keep]
+    if not y.size:
         return Growth(0.0, 0.0, 0.0, 0.0)
-    error_rms, yard_rms, scale = (math.sqrt(square / n) for square in (error2, yard2, y2))
+    (error_rms, error_max), (yard_rms, yard_max), (scale, y_max) = (
+        (math.sqrt(x.dot(x) / x.size), max(-float(x.min()), float(x.max()))) for x in (error, yard, y)
+    )
     noise = max(yard_rms, relative * scale, floor, SMALLEST)
     noise_max = max(yard_max, 2 * relative * y_max, floor, SMALLEST)
     return Growth(error_rms / noise, error_max / noise_max, noise / (scale or 1.0), error_rms / (scale or 1.0))
@@ -176,14 +172,6 @@ def _ends(x: Tensor) -> tuple[float, float]:
     """Least and largest of a tensor on the CPU; NumPy finds them several times as fast as torch."""
     values = x.numpy()
     return float(values.min()), float(values.max())
-
-
-def _largest(x: Tensor) -> float:
-    """max |x|."""
-    if not x.numel():
-        return 0.0
-    low, high = _ends(x)
-    return max(-low, high)
 
 
 def _cosine(a2: float, b2: float, error2: float) -> float:
@@ -202,31 +190,48 @@ def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass
-class _Running:
-    """Values of float32 that were taken in block by block."""
+class _Errors:
+    """Differences, summed up block by block. NaN and Inf show in `largest`."""
 
     n: int = 0
-    total: float = 0.0
     square: float = 0.0
+    largest: float = 0.0
+
+    @classmethod
+    def of(cls, x: Tensor) -> "_Errors":
+        low, high = _ends(x)
+        return cls(x.numel(), _square(x, max(-low, high)), max(-low, high))
+
+    def add(self, block: "_Errors") -> None:
+        self.n, self.square = self.n + block.n, self.square + block.square
+        self.largest = max(self.largest, block.largest)
+
+    @property
+    def rms(self) -> float:
+        return math.sqrt(self.square / max(self.n, 1))
+
+
+@dataclass
+class _Values(_Errors):
+    """Values, summed up block by block."""
+
+    total: float = 0.0
     low: float = math.inf
     high: float = -math.inf
     nan: int = 0
     inf: int = 0
 
-    def add(self, x: Tensor, low: float, high: float) -> None:
-        """low, high: the ends of x."""
-        self.n += x.numel()
-        self.total += float(x.sum())
-        self.square += _square(x, max(-low, high))
-        self.low, self.high = min(self.low, low), max(self.high, high)
+    @classmethod
+    def of(cls, x: Tensor) -> "_Values":
+        low, high = _ends(x)
+        largest = max(-low, high)
+        return cls(x.numel(), _square(x, largest), largest, float(x.sum()), low, high)
 
-    @property
-    def largest(self) -> float:
-        return max(abs(self.low), abs(self.high)) if self.n else 0.0
-
-    @property
-    def rms(self) -> float:
-        return math.sqrt(self.square / max(self.n, 1))
+    def add(self, block: "_Errors") -> None:
+        super().add(block)
+        if isinstance(block, _Values):
+            self.total += block.total
+            self.low, self.high = min(self.low, block.low), max(self.high, block.high)
 
     @property
     def moments(self) -> Moments:
@@ -240,14 +245,14 @@ class _Running:
 class _Sums:
     """What four arrays show, block by block; of the finite values only, except where a name says otherwise.
 
-    Every block's d - ref is looked at. A float64 difference costs several times as much, so where c32 is d32 it is
-    taken for every EVERYth block, and for each block whose d - ref is larger than the noise of those seen: what is
-    passed over cannot differ by more than three times the noise.
+    All of d - ref is looked at. A float64 difference costs several times as much, so it is taken for the first CLOSELY
+    elements of a block, and for all where d - ref is more than four times the noise of those: what is passed over
+    differs by no more than five times the noise, unless d and ref err alike.
     """
 
     def __init__(self) -> None:
-        self.ours, self.theirs, self.yardstick = _Running(), _Running(), _Running()
-        self.yard, self.reference, self.device, self.error = _Running(), _Running(), _Running(), _Running()
+        self.ours, self.theirs, self.yardstick = _Values(), _Values(), _Values()
+        self.yard, self.reference, self.device, self.error = _Errors(), _Errors(), _Errors(), _Errors()
         self.equal = True
         self.strange = self.error_at = 0
         self.ulp = 0.0
@@ -256,44 +261,46 @@ class _Sums:
         """Take in one block; `start`: index of its first element. Only y64 is float64: the differences, once taken,
         are as exact in float32, which takes half the time.
         """
-        error = d - r
-        ends, error_ends = _ends(d), _ends(error)
-        if not math.isfinite(sum(ends) + sum(error_ends)):
+        error = d - r  # brings both into the cache
+        c = d if c is d or torch.equal(c, d) else c
+        errors, ours = _Errors.of(error), _Values.of(d)
+        theirs = _Values.of(r) if errors.largest else ours
+        yardstick = ours if c is d else _Values.of(c)
+        closely = CLOSELY
+        yard = c[:closely].double().sub_(y64[:closely]).float()
+        near = _Errors.of(yard)
+        if not (errors.largest <= 4 * near.largest and errors.square / errors.n <= 16 * near.square / near.n):
+            closely = BLOCK
+            yard = c.double().sub_(y64).float()
+            near = _Errors.of(yard)
+        if not math.isfinite(errors.largest + theirs.largest + ours.largest + yardstick.largest + near.largest):
             self._add_finite(start, r, y64, c, d)
             return
-        error_max = max(-error_ends[0], error_ends[1])
-        if start // BLOCK % EVERY == 0 or c is not d or self._unusual(error, error_max):
-            yard = (c.double() - y64).float()
-            yard_ends = _ends(yard)
-            if not math.isfinite(sum(yard_ends)):
-                self._add_finite(start, r, y64, c, d)
-                return
-            self.yard.add(yard, *yard_ends)
-            device = yard if c is d else (d - y64).float()
-            self.device.add(device, *(yard_ends if c is d else _ends(device)))
-            reference = device - error
-            self.reference.add(reference, *_ends(reference))
-        self.ours.add(d, *ends)
-        self.theirs.add(r, *(ends if not error_max else _ends(r)))
-        self.yardstick.add(c, *(ends if c is d else _ends(c)))
-        if error_max:
-            self._add_error(start, r, error, error_max)
-        self.error.add(error, *error_ends)
+        device = yard if c is d else d[:closely].double().sub_(y64[:closely]).float()
+        self.yard.add(near)
+        self.device.add(near if c is d else _Errors.of(device))
+        self.reference.add(_Errors.of(device - error[:closely]))
+        self.ours.add(ours)
+        self.theirs.add(theirs)
+        self.yardstick.add(yardstick)
+        if errors.largest:
+            self._add_error(start, r, error, errors.largest, closely)
+        self.error.add(errors)
 
-    def _unusual(self, error: Tensor, error_max: float) -> bool:
-        return error_max > 2 * self.yard.largest or _square(error, error_max) > 4 * self.yard.rms**2 * error.numel()
-
-    def _add_error(self, start: int, r: Tensor, error: Tensor, error_max: float) -> None:
+    def _add_error(self, start: int, r: Tensor, error: Tensor, error_max: float, closely: int) -> None:
         """error: d - ref; error_max: the largest |error|."""
         self.equal = False
-        size = error.abs()
+        at = int(error.numpy().argmax())
+        at = at if float(error[at]) == error_max else int(error.numpy().argmin())
         if error_max > self.error.largest:
-            self.error_at = start + int(size.numpy().argmax())
+            self.error_at = start + at
         # 2^23 steps of float32: without its sign and its fraction a number is a power of two.
         least = max(math.ldexp(0.5, math.frexp(self.theirs.rms)[1]), LEAST_NORMAL)
         if error_max / least * 2.0**23 > self.ulp:
-            steps = (r.view(torch.int32) & 0x7F800000).view(torch.float32)
-            self.ulp = max(self.ulp, _ends(size.div_(steps.clamp_(min=least)))[1] * 2.0**23)
+            size = max(math.ldexp(0.5, math.frexp(float(r[at]))[1]) if r[at] else 0.0, least)
+            steps = (r.numpy()[:closely].view(np.int32) & 0x7F800000).view(np.float32)
+            near = (np.abs(error.numpy()[:closely]) / np.maximum(steps, least, out=steps)).max()
+            self.ulp = max(self.ulp, float(near) * 2.0**23, error_max / size * 2.0**23)
 
     def _add_finite(self, start: int, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> None:
         """A block with NaN or Inf: counts them, and the places where the reference differs from all of ours."""
@@ -318,5 +325,7 @@ def _same(a: Tensor, b: Tensor) -> Tensor:
 
 def _square(x: Tensor, largest: float) -> float:
     """Sum of squares of float32; those that would leave its range are taken in float64."""
+    if not largest:
+        return 0.0
     x = x if 1e-12 < largest < 1e15 else x.double()
     return float(x.dot(x))

@@ -40,7 +40,9 @@ class Gallery:
     def hang(self, rows: Sequence[LayerResult], limits: Limits) -> list[LayerResult]:
         """The rows with their pictures."""
         return [
-            replace(row, picture=self.pictures[row.layer, row.top][1]) if (row.layer, row.top) in self.pictures else row
+            replace(row, picture=_short(self.pictures[row.layer, row.top][1]))
+            if (row.layer, row.top) in self.pictures
+            else row
             for row in rows
         ]
 
@@ -74,4 +76,9 @@ def _map(error: Tensor) -> tuple[tuple[float, ...], ...]:
         plane = torch.nn.functional.pad(row, (0, -width % SIDE)).reshape(-1, SIDE)
     sizes = (min(plane.shape[0], SIDE), min(plane.shape[1], SIDE))
     small = torch.nn.functional.adaptive_avg_pool2d(plane[None], sizes)[0]
-    return tuple(tuple(float(f"{v:.3g}") for v in line) for line in small.tolist())
+    return tuple(map(tuple, small.tolist()))
+
+
+def _short(shown: Picture) -> Picture:
+    """With three digits of the errors, which is what can be seen."""
+    return replace(shown, error=tuple(tuple(float(f"{v:.3g}") for v in line) for line in shown.error))

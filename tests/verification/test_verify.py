@@ -1,7 +1,10 @@
 """`verify` on the digits net, with real Caffe's numbers, and on small nets."""
 
+import json
 import math
+from collections.abc import Callable
 from copy import deepcopy
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import caffeport
 from caffeport.network import Network
 from caffeport.store import convert
 from caffeport.verification import Limits
-from caffeport.verification.arithmetic import TRUTH, Arithmetic, deterministic, rounded, under_test
+from caffeport.verification.arithmetic import BLOCK, TRUTH, Arithmetic, deterministic, rounded, under_test
 from tests.conftest import SHARED, needs_shared
 from tests.verification.nets import chain, digits, pictures, recorded
 
@@ -278,3 +281,43 @@ def test_a_converted_folder_is_checked_by_its_hashes(tmp_path: Path) -> None:
     with torch.no_grad():
         network.get_submodule("ip1").bias[3] += 1e-6  # type: ignore[operator, union-attr]
     assert caffeport.verify(network, zoo / "reference.npz").first_failure == "ip1"
+
+
+BROAD = """
+layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 1 dim: 16 dim: 128 dim: 128 }} }} }}
+layer {{ name: "branch" type: "ReLU" bottom: "data" top: "branch" }}
+{layers}
+layer {{ name: "sum" type: "Eltwise" bottom: "branch" bottom: "abs5" top: "sum" }}
+"""
+ABS = 'layer {{ name: "abs{0}" type: "AbsVal" bottom: "{1}" top: "abs{0}" }}'
+
+
+def largest_memory(call: Callable[[], object], trace: Path) -> int:
+    """Bytes of torch's tensors on the CPU, at most at one time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    profile.export_chrome_trace(str(trace))
+    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    return max(accumulate(e["args"]["Bytes"] for e in sorted(events, key=lambda e: e["ts"])))
+
+
+def test_fail_fast_holds_the_blobs_of_two_layers(tmp_path: Path) -> None:
+    """A blob is 1 MiB. The sum has two bottoms and a top; in float64 they are as much as those of two such layers."""
+    layers = [ABS.format(i, f"abs{i - 1}" if i else "branch") for i in range(6)]
+    network = caffeport.load(BROAD.format(layers="\n".join(layers)).encode(), seed=0)
+    reference = recorded(network, pictures(network))
+    streamed = largest_memory(lambda: caffeport.verify(network, reference, fail_fast=True), tmp_path / "streamed.json")
+    both = largest_memory(lambda: caffeport.verify(network, reference), tmp_path / "both.json")
+    assert streamed <= 2 * 3 * 2**20 + 2**16
+    assert both > streamed
+
+
+def test_a_large_matrix_is_never_there_as_a_whole_in_float64(tmp_path: Path) -> None:
+    net = """
+        layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 4096 } } }
+        layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 1024
+                weight_filler { type: "gaussian" std: 0.1 } bias_filler { type: "gaussian" std: 0.1 } } }"""
+    network = caffeport.load(net.encode(), seed=0)
+    reference = recorded(network, pictures(network))
+    assert caffeport.verify(network, reference).passed
+    assert largest_memory(lambda: caffeport.verify(network, reference), tmp_path / "fc.json") <= 8 * BLOCK + 2**18
