@@ -5,10 +5,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from .alignment import bare_crops, set_offsets
 from .alignment import warning as warning_of_crops
 from .errors import CaffeportError, FormatError, InputError, WeightsError
+from .folder import converted_folder
 from .formats import ModelFile, Readable, StoredLayer, Weights, read
 from .formats.rules import cut_unfed, filter_net, refuse_lost_bottoms, to_deploy
 from .formats.schema import Message
@@ -64,6 +66,13 @@ def describe(
     """
     if crop not in ("caffe", "aligned"):
         raise InputError(f"crop is {crop!r}, expected 'caffe' or 'aligned'")
+    _check_inputs(inputs)
+    folder = converted_folder(net)
+    if folder is not None:
+        raise FormatError(
+            f"{folder}: a folder that `caffeport convert` wrote; expected a Caffe file. It needs no weights and no "
+            "conversion: caffeport.load and the commands run, verify, export and inspect take it as it is"
+        )
     net_file = read(net, salvage=salvage)
     files = [net_file]
     if weights is not None:
@@ -113,18 +122,38 @@ def describe(
         warnings += notes + hints(stored, graph)
     if phase == "TEST":
         warnings += _layer_warnings(graph)
-    blobs = {name for spec in v2.layer for name in (*spec.top, *spec.bottom)}
-    warnings += [
-        f"input {name!r}: a shape is given for it, and no layer reads or writes that blob"
-        for name in inputs or {}
-        if name not in blobs
-    ]
+    warnings += _unused_shapes(graph, v2, inputs or {})
     by_name = stored.by_name() if stored else {}
     built = {step.layer.spec.name for step in graph.steps}
     unused = [layer for name, layer in by_name.items() if name not in built]
     if unused and weights is not None:
         warnings.append(f"{files[-1].path}: the net has no layer {_names(unused)}: their arrays are not used")
     return Description(files, v2, graph, stored, warnings)
+
+
+def _check_inputs(inputs: object) -> None:
+    """Raise InputError for anything but shapes by blob name, or None."""
+    if inputs is None:
+        return
+    if not isinstance(inputs, Mapping):
+        raise InputError(f"inputs is {inputs!r}, expected shapes by blob name, such as {{'data': (1, 3, 227, 227)}}")
+    for name, shape in inputs.items():
+        if not isinstance(shape, Iterable) or any(not isinstance(n, Integral | None) for n in shape):
+            raise InputError(
+                f"inputs: {name!r} has the shape {shape!r}, expected whole numbers, or None for an open one"
+            )
+
+
+def _unused_shapes(graph: Graph, net: Message, inputs: Iterable[str]) -> list[str]:
+    """Warnings for shapes that were given for other blobs than the graph's inputs."""
+    fed = {value.blob for value in graph.inputs}
+    writers = {name: spec for spec in reversed(net.layer) for name in spec.top}
+    warnings = []
+    for name in [name for name in inputs if name not in fed]:
+        spec = writers.get(name)
+        why = f"layer {spec.name!r} ({spec.type}) computes that blob" if spec else "no layer reads or writes that blob"
+        warnings.append(f"input {name!r}: a shape is given for it, and {why}, so it is not used")
+    return warnings
 
 
 def _weights_file(net_file: ModelFile, weights: Readable, salvage: bool) -> ModelFile:

@@ -1,10 +1,9 @@
 """From files to a Network: `load`."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 from .description import Description, describe
 from .errors import ShapeError, WeightsError
 from .fillers import filled
+from .folder import converted_folder, refuse_arguments
 from .formats import Readable
 from .graph import Graph, Step
 from .layers import Array, text
-from .matching import stored_arrays
+from .matching import kept_fillers, stored_arrays
 from .network import Network, View
 from .surgery import Surgery
 
@@ -46,7 +46,8 @@ def load(
     net              a prototxt, binary net or .caffemodel (alone: its structure is inside), as a path, bytes or open
                      binary file;
                      or a converted folder
-    weights          a .caffemodel, V0 to V2, or .caffemodel.h5; None: the arrays inside `net`, or else Caffe's fillers
+    weights          a .caffemodel, V0 to V2, or .caffemodel.h5; None: the arrays inside `net`, or else Caffe's fillers,
+                     with a warning
     phase            which layers the net's include and exclude rules keep: "TEST" or "TRAIN"; `level` and `stages`
                      likewise
     inputs           shapes of inputs by blob name, for what the file does not say; None in a shape leaves that
@@ -63,32 +64,41 @@ def load(
     allow_nonfinite  accept NaN and Inf among the weights
     seed             for random fillers
 
-    Raises CaffeportError: FormatError, UnsupportedLayer, ShapeError or WeightsError, each naming all places at once.
+    A converted folder is built already: it takes `allow_nonfinite` alone.
+
+    Raises CaffeportError: FormatError, UnsupportedLayer, ShapeError or WeightsError, each naming all places at once;
+    InputError for arguments that do not fit.
     """
-    if isinstance(net, str | os.PathLike) and Path(net).is_dir() and weights is None:
+    how: dict[str, Any] = {
+        "phase": phase,
+        "level": level,
+        "stages": stages,
+        "inputs": inputs,
+        "reshape": reshape,
+        "crop": crop,
+        "deploy": deploy,
+        "salvage": salvage,
+    }
+    folder = converted_folder(net) if weights is None else None
+    if folder is not None:
         from .store import load_folder
 
-        return load_folder(Path(net), allow_nonfinite=allow_nonfinite)
-    description = describe(
-        net,
-        weights,
-        phase=phase,
-        level=level,
-        stages=stages,
-        inputs=inputs,
-        reshape=reshape,
-        crop=crop,
-        deploy=deploy,
-        salvage=salvage,
-    )
+        refuse_arguments(folder, how | {"strict": strict, "seed": seed})
+        return load_folder(folder, allow_nonfinite=allow_nonfinite)
+    description = describe(net, weights, **how)
     for warning in description.warnings:
         LOG.warning("%s", warning)
-    return assemble(description, strict=strict, allow_nonfinite=allow_nonfinite, seed=seed)
+    told = len(description.warnings)
+    network = assemble(description, strict=strict, allow_nonfinite=allow_nonfinite, seed=seed)
+    for warning in description.warnings[told:]:
+        LOG.warning("%s", warning)
+    return network
 
 
 def assemble(description: Description, *, strict: bool = True, allow_nonfinite: bool = False, seed: int = 0) -> Network:
-    """Build the modules of a described net and copy its weights in, once."""
+    """Build the modules of a described net and copy its weights in, once. Adds what it warns of to the description."""
     arrays = stored_arrays(description, strict)
+    description.warnings += kept_fillers(description, arrays)
     _refuse_giants(description.graph, arrays)
     random = np.random.default_rng(seed)
 

@@ -1,6 +1,6 @@
 """Which of a file's arrays go to which layer, as Caffe matches them: by name, then by number and shape. No torch."""
 
-import logging
+from collections.abc import Container
 from math import prod
 
 from .description import Description
@@ -9,8 +9,6 @@ from .formats import StoredLayer
 from .graph import Step
 from .layers import Array, text
 from .surgery import advice, hints
-
-LOG = logging.getLogger("caffeport")
 
 
 def stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int], Array]:
@@ -32,22 +30,36 @@ def stored_arrays(description: Description, strict: bool) -> dict[tuple[str, int
         arrays |= {step.owners[i]: blob.array for i, blob in zip(places, entry.blobs, strict=True)}
     if problems:
         raise WeightsError("\n".join(problems))
-    missing = [step for step in steps.values() if any(owner not in arrays for owner in step.owners)]
-    if missing and not description.partial:
-        names = ", ".join(f"{step.key!r} ({step.layer.spec.type})" for step in missing)
-        text = f"{description.files[-1].path}: has no arrays for {len(missing)} layer(s) of the net: {names}"
-        if strict:
-            held = (
-                ", ".join(repr(entry.name) for entry in weights.layers if entry.blobs and entry.name not in steps)
-                or "none"
-            )
-            near = "".join(f"\n  {hint}" for hint in hints(weights, description.graph))
-            raise WeightsError(
-                f"{text}; it has arrays of layers that the net lacks: {held}; strict=False (--no-strict) leaves the "
-                f"missing ones their fillers{near}"
-            )
-        LOG.warning("%s; they keep their fillers", text)
+    missing = _missing(description, arrays) if strict else ""
+    if missing:
+        held = (
+            ", ".join(repr(entry.name) for entry in weights.layers if entry.blobs and entry.name not in steps) or "none"
+        )
+        near = "".join(f"\n  {hint}" for hint in hints(weights, description.graph))
+        raise WeightsError(
+            f"{missing}; it has arrays of layers that the net lacks: {held}; strict=False (--no-strict) leaves the "
+            f"missing ones their fillers{near}"
+        )
     return arrays
+
+
+def kept_fillers(description: Description, arrays: Container[tuple[str, int]]) -> list[str]:
+    """The warning for layers that learn and for which there are no arrays. `arrays`: those of `stored_arrays`."""
+    learning = sum(bool(step.blobs) for step in description.graph.steps)
+    if description.weights is None and learning:
+        return [f"no weights were given: {learning} layer(s) keep their fillers, which are untrained"]
+    missing = _missing(description, arrays)
+    return [f"{missing}; they keep their fillers"] if missing else []
+
+
+def _missing(description: Description, arrays: Container[tuple[str, int]]) -> str:
+    """Which layers the weights file has no arrays for, as the begin of a sentence; "" where it may lack some."""
+    steps = description.graph.steps
+    missing = [step for step in steps if any(owner not in arrays for owner in step.owners)]
+    if not missing or description.partial:
+        return ""
+    names = ", ".join(f"{step.key!r} ({step.layer.spec.type})" for step in missing)
+    return f"{description.files[-1].path}: has no arrays for {len(missing)} layer(s) of the net: {names}"
 
 
 def _misfit(entry: StoredLayer, step: Step) -> str | None:

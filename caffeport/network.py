@@ -221,7 +221,7 @@ class Network(nn.Module):
         like = next(filter(Tensor.is_floating_point, chain(self.parameters(), self.buffers())), None)
         shapes: dict[Value, Shape] = {}
         for name, array in fed.items():
-            value, x = places[name], _tensor(array, like)
+            value, x = places[name], _tensor(name, array, like)
             shapes[value] = (x.shape[0], 1, 1, 1) if value in graph.labels and x.dim() else tuple(x.shape)
             values[value.slot] = x.reshape(-1, 1, 1, 1) if value in graph.labels else x
         if not torch.compiler.is_compiling():
@@ -269,7 +269,11 @@ def _call(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str,
 
     def many(modules: Mapping[str, Any], values: list[Any]) -> None:
         args = [_see(operand, values) for operand in bottoms]
-        for top, value in zip(tops, _apply(step, modules[name], args, modules, shared), strict=False):
+        try:
+            results = _apply(step, modules[name], args, modules, shared)
+        except ValueError as error:  # of what is fed, such as a region in an image that is not there
+            raise InputError(f"{step.layer}: {error}") from error
+        for top, value in zip(tops, results, strict=False):
             values[top] = value
 
     return many
@@ -458,9 +462,25 @@ def _last_blobs(graph: Graph, steps: list[Step], name: str, target: Operand) -> 
     return blobs | {name: target}
 
 
-def _tensor(array: Feed, like: Tensor | None) -> Tensor:
-    """An input as a tensor of the net's device and floating type."""
-    tensor = torch.as_tensor(array) if isinstance(array, Tensor) else torch.from_numpy(np.array(array, np.float32))
+def _tensor(name: str, array: Feed, like: Tensor | None) -> Tensor:
+    """What is fed to blob `name` as a tensor of the net's device and floating type.
+
+    Raises InputError for what is no array of real numbers.
+    """
+    if isinstance(array, Tensor):
+        if array.is_complex() or (array.is_meta and like is not None and not like.is_meta):
+            what = "complex" if array.is_complex() else "on the meta device, where tensors have no numbers"
+            raise InputError(f"blob {name!r}: the tensor is {what}; expected real numbers")
+        tensor = array
+    else:
+        try:
+            given = np.asarray(array)
+            if given.dtype.kind in "cmMOSU":
+                raise TypeError(f"its elements are of type {given.dtype}")
+            tensor = torch.from_numpy(np.array(given, np.float32))
+        except (TypeError, ValueError) as error:
+            what = type(array).__name__
+            raise InputError(f"blob {name!r}: {what!r} is no array of real numbers: {error}") from error
     return tensor if like is None else tensor.to(like.device, like.dtype)
 
 

@@ -117,7 +117,7 @@ def test_caffe_numbers_with_a_warning_by_default_and_aligned_ones_on_request(cap
     assert "'crop' (top 'x') 7, 'crop#2' (top 'y') 8" in caplog.text and '"aligned"' in caplog.text
     caplog.clear()
     aligned = caffeport.load(HED.encode(), crop="aligned")
-    assert not caplog.text
+    assert "aligned" not in caplog.text
     data = torch.randn(1, 3, 24, 20)
     with torch.no_grad():
         first, second = plain.blobs(data), aligned.blobs(data)

@@ -91,7 +91,8 @@ def test_the_branch_of_a_label_without_a_producer_is_cut(left: str, cut: list[st
     with caplog.at_level(logging.WARNING, "caffeport"):
         network = caffeport.load((PLAIN + left).encode())
     assert network.outputs == ["prob"] and list(network.inputs) == ["data"]
-    messages = [record.getMessage() for record in caplog.records]
+    *messages, fillers = [record.getMessage() for record in caplog.records]
+    assert "no weights were given: 1 layer(s) keep their fillers" in fillers
     assert len(messages) == len(cut)
     assert all(f"layer '{name}'" in text and " cut: " in text for name, text in zip(cut, messages, strict=True))
     assert any("'label', which no layer makes" in text and "--input" in text for text in messages)
@@ -219,3 +220,27 @@ def test_an_error_carries_the_line_of_a_misspelt_field():
     line = next(i for i, words in enumerate(text.splitlines(), 1) if "kernel_sise" in words)
     with pytest.raises(ShapeError, match=rf"(?s)kernel_size is missing.*:{line}:\d+: .*kernel_sise.*kernel_size"):
         describe(text.encode())
+
+
+# Shapes that are given
+
+
+def test_a_shape_for_what_a_layer_computes_is_warned_of() -> None:
+    inplace = layer("relu", "ReLU", "fc", tops=("fc",))
+    (warning,) = describe(
+        (DATA.replace("RULE", "") + FC + inplace).encode(), inputs={"fc": (2, 7), "data": (1, 3, 4, 4)}
+    ).warnings
+    assert "input 'fc': a shape is given for it, and layer 'fc' (InnerProduct) computes that blob" in warning
+
+
+@pytest.mark.parametrize(
+    "inputs", [[1], "data", 5, {"data": 5}, {"data": "1,3,4,4"}, {"data": (1, 3, 4, 4.5)}, {"data": None}], ids=repr
+)
+def test_shapes_of_other_types(inputs: object) -> None:
+    with pytest.raises(InputError, match=r"inputs(: 'data' has the shape .* whole numbers| is .* shapes by blob name)"):
+        describe(PLAIN.encode(), inputs=inputs)  # type: ignore[arg-type]
+
+
+def test_shapes_of_numpys_numbers() -> None:
+    graph = describe(PLAIN.encode(), inputs={"data": np.array([5, 3, 4, 4])}).graph  # type: ignore[dict-item]
+    assert graph.inputs[0].shape == (5, 3, 4, 4)

@@ -14,13 +14,14 @@ PACKAGE = ROOT / "caffeport"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {  # part of the package -> parts that it may import, beside itself
     "errors": set(),
+    "folder": {"errors"},
     "formats": {"errors"},
     "modules": set(),
     "layers": {"errors", "formats", "modules"},
     "graph": {"errors", "formats", "layers"},
     "alignment": {"errors", "layers", "graph"},
     "surgery": {"errors", "formats", "layers", "graph"},
-    "description": {"errors", "formats", "layers", "graph", "alignment", "surgery"},
+    "description": {"errors", "folder", "formats", "layers", "graph", "alignment", "surgery"},
     "preprocess": {"errors", "formats"},
     "matching": {"errors", "formats", "layers", "graph", "surgery", "description"},
     "fillers": {"errors", "formats", "layers"},
@@ -28,8 +29,8 @@ MAY_IMPORT = {  # part of the package -> parts that it may import, beside itself
     "folding": {"layers", "modules", "graph", "network"},
 }
 WITHOUT_TORCH = (
-    *("__init__", "__main__", "alignment", "cli", "description", "errors", "fillers", "formats", "graph", "layers"),
-    *("matching", "preprocess", "surgery"),
+    *("__init__", "__main__", "alignment", "cli", "description", "errors", "fillers", "folder", "formats", "graph"),
+    *("layers", "matching", "preprocess", "surgery"),
 )
 
 

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 
 import h5py
@@ -12,9 +13,20 @@ import numpy as np
 import pytest
 
 import caffeport
-from caffeport import CaffeportError, FormatError, Network, ShapeError, UnsupportedLayer, WeightsError
+from caffeport import (
+    CaffeportError,
+    FormatError,
+    InputError,
+    Network,
+    ShapeError,
+    UnsupportedLayer,
+    WeightsError,
+    loading,
+)
+from caffeport.folder import DEFAULTS
 from caffeport.formats.schema import Message, NetParameter
 from caffeport.layers import Array
+from caffeport.store import convert
 from tests.conftest import DIGITS, ROOT
 from tests.test_graph import DATA, layer
 
@@ -303,6 +315,52 @@ def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
         caffeport.load(tmp_path)
     with pytest.raises(FormatError):
         caffeport.load(tmp_path, DIGITS / "digits.caffemodel")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    convert(SMALL.encode(), small().SerializeToString(), tmp_path / "small")
+    return tmp_path / "small"
+
+
+ARGUMENTS = {
+    "phase": "TRAIN",
+    "level": 1,
+    "stages": ["deploy"],
+    "inputs": {"data": (5, 1, 2, 2)},
+    "reshape": ["ip"],
+    "crop": "aligned",
+    "strict": False,
+    "deploy": True,
+    "salvage": True,
+    "seed": 1,
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_what_a_converted_folder_cannot_do_is_refused_by_name(folder: Path, name: str) -> None:
+    with pytest.raises(InputError, match=rf"small: {name} cannot be asked of a converted folder.*convert them again"):
+        caffeport.load(folder, **{name: ARGUMENTS[name]})  # type: ignore[arg-type]
+
+
+def test_the_defaults_may_be_given_for_a_folder(folder: Path) -> None:
+    parameters = signature(loading.load).parameters
+    assert {name: parameters[name].default for name in ARGUMENTS} == DEFAULTS
+    caffeport.load(folder, **(DEFAULTS | {"stages": [], "inputs": {}, "reshape": {}, "allow_nonfinite": True}))  # type: ignore[arg-type]
+
+
+def test_a_converted_folder_beside_weights(folder: Path) -> None:
+    with pytest.raises(FormatError, match="needs no weights and no conversion"):
+        caffeport.load(folder, DIGITS / "digits.caffemodel")
+
+
+def test_fillers_in_place_of_weights_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "caffeport"):
+        load(SMALL)
+        load(INPUT + layer("relu", "ReLU", "data", "y"))  # learns nothing
+    assert [record.getMessage() for record in caplog.records] == [
+        "no weights were given: 2 layer(s) keep their fillers, which are untrained"
+    ]
 
 
 # ---- time and memory

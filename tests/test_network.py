@@ -151,6 +151,30 @@ def test_wrong_inputs_are_named(network: Network, args: tuple, kwargs: dict, mes
         network(*args, **kwargs)
 
 
+NO_ARRAYS = [
+    pytest.param("abc", "type <U3", id="text"),
+    pytest.param(None, "type object", id="None"),
+    pytest.param({"a": 1}, "type object", id="a mapping"),
+    pytest.param([[1.0, 2.0], [3.0]], "inhomogeneous", id="ragged lists"),
+    pytest.param(np.full((2, 3, 4, 5), "1"), "type <U1", id="digits"),
+    pytest.param(np.zeros((2, 3, 4, 5), np.complex64), "type complex64", id="complex array"),
+    pytest.param(torch.zeros(2, 3, 4, 5, dtype=torch.complex64), "tensor is complex", id="complex tensor"),
+    pytest.param(torch.zeros(2, 3, 4, 5, device="meta"), "meta device", id="meta tensor"),
+]
+
+
+@pytest.mark.parametrize("array, message", NO_ARRAYS)
+def test_what_is_no_array_of_real_numbers(network: Network, array: object, message: str) -> None:
+    for run in (lambda: network(data=array), lambda: network.blobs({"data": array})):
+        with pytest.raises(InputError, match=rf"blob 'data': .*{message}"):
+            run()
+
+
+def test_a_network_without_numbers_takes_tensors_without() -> None:
+    network = load(NET).to("meta")
+    assert network(torch.zeros(2, 3, 4, 5, device="meta")).shape == (2, 7)
+
+
 def test_other_batch_and_spatial_sizes() -> None:
     network = load(
         DATA

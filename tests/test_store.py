@@ -105,6 +105,31 @@ def test_a_readme_of_foreign_names_has_no_markup(tmp_path: Path) -> None:
     assert not set("<>[]") & set((tmp_path / "net" / "README.md").read_text().partition("```")[0])
 
 
+def test_what_was_missing_stands_in_the_readme(tmp_path: Path) -> None:
+    net = small()
+    del net.layer[3]
+    done = convert(SMALL.encode(), net.SerializeToString(), tmp_path / "net", strict=False)
+    assert any("'ip' (InnerProduct); they keep their fillers" in warning for warning in done.to_dict()["warnings"])
+    readme = (tmp_path / "net" / "README.md").read_text()
+    assert "Warning: " in readme and "'ip' (InnerProduct); they keep their fillers." in readme
+    convert(SMALL.encode(), small().SerializeToString(), tmp_path / "whole")
+    assert "Warning" not in (tmp_path / "whole" / "README.md").read_text()
+
+
+def test_a_whole_part_of_a_damaged_file_is_told_in_the_readme(tmp_path: Path) -> None:
+    data = small().SerializeToString()
+    convert(SMALL.encode(), data[: len(data) - 60], tmp_path / "net", strict=False, salvage=True)
+    assert "'ip' (InnerProduct); they keep their fillers" in (tmp_path / "net" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2), (3,)])
+def test_a_mean_of_other_channels_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "mean.npy", np.ones(shape, np.float32))
+    with pytest.raises(InputError, match=r"a mean of (shape \(3, 2, 2\)|3 values) for"):
+        convert(SMALL.encode(), small().SerializeToString(), tmp_path / "net", mean=tmp_path / "mean.npy")
+    assert not (tmp_path / "net").exists()
+
+
 # ---- where it may be written
 
 
@@ -307,6 +332,7 @@ HOSTILE_FACTS: dict[str, bytes | Callable[[dict[str, Any]], Any]] = {
     "shape of 2^62": lambda facts: facts | {"blobs": {"conv": [{"shape": [2**62, 2**62]}]}},
     "shape of 2^70": lambda facts: facts | {"blobs": {"conv": [{"shape": [2**70]}]}},
     "shape is infinite": lambda facts: facts | {"blobs": {"conv": [{"shape": [float("inf")]}]}},
+    "no sums": lambda facts: {key: value for key, value in facts.items() if key != "sums"},
     "100 axes": lambda facts: facts | {"blobs": {"conv": [{"shape": [1] * 100}]}},
 }
 
@@ -348,7 +374,7 @@ def test_numbers_of_a_folder_that_are_not_finite_are_refused(tmp_path: Path) -> 
     caffeport.load(tmp_path / "net", allow_nonfinite=True)
 
 
-def test_every_flipped_bit_of_the_weights_is_another_number_or_an_error(folder: Path) -> None:
+def test_no_flipped_bit_changes_a_weight_in_silence(folder: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     wanted = state(caffeport.load(folder))
     header = 8 + int.from_bytes(data[:8], "little")
@@ -360,8 +386,30 @@ def test_every_flipped_bit_of_the_weights_is_another_number_or_an_error(folder: 
             got = state(caffeport.load(folder))
         except CaffeportError:
             continue
-        equal = all(got[key].tobytes() == wanted[key].tobytes() for key in wanted)
-        assert equal == (bit // 8 < header), f"bit {bit % 8} of byte {bit // 8}"
+        assert bit // 8 < header, f"bit {bit % 8} of byte {bit // 8}"
+        assert all(got[key].tobytes() == wanted[key].tobytes() for key in wanted)
+
+
+def other_numbers(data: bytearray) -> None:
+    data[-8:] = bytes(8)
+
+
+def one_more_array(data: bytearray) -> None:
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length]) | {"conv.more": entry(shape=[0], offsets=[0, 0])}
+    data[: 8 + length] = safetensors(header)
+
+
+@pytest.mark.parametrize("damage, named", [(other_numbers, "'ip.'"), (one_more_array, "'conv.more'")])
+def test_weights_that_were_changed_since_are_refused_by_name(
+    folder: Path, damage: Callable[[bytearray], None], named: str
+) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    damage(data)
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=rf"model\.safetensors: {named[:-1]}.* damaged or changed"):
+        caffeport.load(folder)
 
 
 def test_a_small_limit_of_memory_is_enough_for_a_large_shape(folder: Path) -> None:

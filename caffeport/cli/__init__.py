@@ -1,12 +1,14 @@
 """The command line: each command parses, calls the public API and prints. A command's file is imported when it is used.
 
-Exit status: 0, 1 when a verification ran and failed, 2 for bad input or usage.
+Exit status: 0, 1 when a verification ran and failed, 2 for bad input or usage, 130 when interrupted (Ctrl-C).
 """
 
 import errno
 import io
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -26,6 +28,8 @@ COMMANDS = {  # name: (module:function, one line of help), so that --help need n
     "dump-script": ("verify:dump_script", "Print a script that records a reference inside any pycaffe."),
     "layers": ("layers:layers", "All supported layer types, or the documentation of one."),
 }
+
+INTERRUPTED = 128 + signal.SIGINT  # as shells count
 
 
 class Refused(click.ClickException):
@@ -60,10 +64,24 @@ class CommandGroup(click.Group):
                 return super().invoke(ctx)
             except CaffeportError as error:
                 raise Refused(str(error)) from error
+            except KeyboardInterrupt:
+                click.echo("interrupted", err=True)
+                ctx.exit(INTERRUPTED)
             except OSError as error:
                 if error.errno == errno.EPIPE:  # the reader of our output has left, which click ends quietly
                     raise
                 raise Refused(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
+
+
+def import_torch() -> None:
+    """Import torch, in which Ctrl-C ends the process at once: an exception on the way would abort it, core dumped."""
+    if threading.current_thread() is not threading.main_thread():  # nobody else gets or handles signals
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        import torch  # noqa: F401
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

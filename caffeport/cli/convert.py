@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import import_torch
 from .options import load_options
 from .output import print_json
 
@@ -35,6 +36,7 @@ def convert(
     """
     if sys.stderr.isatty():
         click.echo(f"converting {click.format_filename(net)} ...", err=True)
+    import_torch()
     from ..store import convert as convert_files
 
     done = convert_files(net, weights, folder, mean=mean, force=force, **how)

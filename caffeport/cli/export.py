@@ -2,6 +2,7 @@
 
 import re
 import time
+import warnings
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
+from . import import_torch
 from .options import deploy_option, load_options
 from .output import print_json
 
@@ -100,6 +102,7 @@ def export(
     if not batch.isidentifier() and not (batch.isascii() and batch.isdigit() and int(batch)):
         raise InputError(f"--batch {batch!r}: expected a number from 1 on, or a name such as N")
 
+    import_torch()
     from ..loading import load
 
     start = time.perf_counter()
@@ -115,7 +118,10 @@ def export(
     elif output.suffix == ".pt2":
         from ..export.pt2 import export_pt2
 
-        export_pt2(network.folded() if fold else network, output, batch=sizes)
+        with warnings.catch_warnings():
+            # Of weights that lie channels last, as folded ones do; they are written and read rightly.
+            warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
+            export_pt2(network.folded() if fold else network, output, batch=sizes)
         facts = {"outputs": network.outputs}
         told = f"{output.stat().st_size:,} bytes"
     else:

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ..description import Description, describe
 from ..errors import ShapeError, UnsupportedLayer
+from ..folder import NET, converted_folder, refuse_arguments
 from ..formats import ModelFile, read, read_mean
 from ..formats.mean import looks_like_mean
 from ..formats.schema import Message
@@ -46,8 +46,10 @@ class Row:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect(net: str, weights: str | None, quirks: bool, as_json: bool, **how: Any) -> None:
     """What NET holds, a prototxt, .caffemodel, .caffemodel.h5, mean file or converted folder; with WEIGHTS: of both."""
-    if weights is None and Path(net).is_dir():
-        net = str(Path(net) / "deploy.prototxt")  # of a converted folder
+    folder = converted_folder(net) if weights is None else None
+    if folder is not None:
+        refuse_arguments(folder, {**how, "inputs": None})
+        net = str(folder / NET)
     if weights is None and looks_like_mean(net):
         mean = read_mean(net)
         facts = {"file": net, "form": mean.form, "shape": list(mean.shape)}

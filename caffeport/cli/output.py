@@ -46,24 +46,30 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Col
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Write arrays to an .npz file, whole or not at all. Raises InputError for names that a zip archive cannot hold."""
+    """Write arrays to an .npz file, whole or not at all.
+
+    Raises InputError for names that a zip archive cannot hold, and where the file cannot be written.
+    """
     for name in arrays:
         if "\0" in name or len(name.encode()) > MAX_MEMBER_NAME:
             raise InputError(
                 f"blob {visible(name)!r}: an .npz file holds no name with NUL or over {MAX_MEMBER_NAME:,} bytes"
             )
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
-            file.close()
-            os.chmod(file.name, 0o666 & ~_umask())  # a temporary file is its owner's only
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                with zipfile.ZipFile(file, "w") as archive:
+                    for name, array in arrays.items():
+                        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                            np.lib.format.write_array(member, array, allow_pickle=False)
+                file.close()
+                os.chmod(file.name, 0o666 & ~_umask())  # a temporary file is its owner's only
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:  # names the temporary file
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _umask() -> int:

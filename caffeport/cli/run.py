@@ -8,6 +8,7 @@ import click
 import numpy as np
 
 from ..errors import InputError
+from . import import_torch
 from .options import deploy_option, load_options
 from .output import print_json, write_npz
 
@@ -41,6 +42,7 @@ def run(
     if output.is_dir():
         raise InputError(f"{output}: is a folder; expected the name of an .npz file")
 
+    import_torch()
     import torch
 
     from ..loading import load

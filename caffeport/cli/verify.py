@@ -1,12 +1,14 @@
 """`caffeport verify` and `caffeport dump-script`."""
 
 import sys
+from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import InputError
+from . import import_torch
 from .options import deploy_option, load_options
 from .output import print_json, print_table, visible
 
@@ -58,17 +60,21 @@ def verify(
     html: Path | None, json_file: Path | None, **how: Any,
 ) -> None:  # fmt: skip
     """Compare NET, or a converted folder, with what Caffe computed, layer by layer. Exit status 1 if a layer fails."""
+    try:
+        rms, largest = map(float, limits.split(","))
+    except ValueError:
+        rms = largest = nan
+    if not (0 < rms < inf and 0 < largest < inf):
+        raise InputError(f"--limits {limits!r}: expected two numbers above 0, such as 16,32")
+    for path in (html, json_file):
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{path.parent}: no such folder to write {path.name} to")
+
+    import_torch()
     from ..loading import load
     from ..verification import Limits, Reference
     from ..verification import verify as compare
 
-    try:
-        rms, largest = map(float, limits.split(","))
-    except ValueError:
-        raise InputError(f"--limits {limits!r}: expected two numbers such as 16,32") from None
-    for path in (html, json_file):
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"{path.parent}: no such folder to write {path.name} to")
     network = load(net, weights, **how)
     inputs = None
     if arrays is not None:

@@ -56,6 +56,8 @@ class _Npz:
         self.path = path
         try:
             self.archive = zipfile.ZipFile(path)
+        except FileNotFoundError as error:
+            raise ReferenceMismatch(f"{path}: no such file") from error
         except (OSError, zipfile.BadZipFile) as error:
             raise ReferenceMismatch(f"{path}: cannot be read as an .npz file: {error}") from error
         self.shapes: dict[str, tuple[int, ...]] = {}

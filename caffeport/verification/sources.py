@@ -85,7 +85,8 @@ def _caffe_files(network: Network, place: Path) -> tuple[Path, Path | None]:
     description = network.description
     if description is None:
         raise InputError(
-            "this net was not loaded from Caffe's files, so Caffe cannot run it; load the prototxt and the .caffemodel"
+            "Caffe and OpenCV run Caffe's own files, which a converted folder (and a net that was cut or folded) does "
+            "not have: give the prototxt and the .caffemodel instead"
         )
     first, last = description.files[0], description.files[-1]
     net = place / "net.prototxt"

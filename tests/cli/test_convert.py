@@ -44,6 +44,18 @@ def test_a_net_without_weights_is_converted_with_a_warning(caffeport, tmp_path):
     assert "no weights were given: 4 layer(s) keep their fillers" in result.stderr
 
 
+def test_missing_weights_stand_in_the_json(caffeport, tmp_path):
+    facts = json.loads(caffeport("convert", NET, "-o", tmp_path / "digits", "--no-onnx", "--json").stdout)
+    assert facts["warnings"] == ["no weights were given: 4 layer(s) keep their fillers, which are untrained"]
+
+
+def test_a_converted_folder_needs_no_conversion(caffeport, tmp_path):
+    assert caffeport("convert", NET, WEIGHTS, "-o", tmp_path / "digits", "--no-onnx").exit_code == 0
+    result = caffeport("convert", tmp_path / "digits", "-o", tmp_path / "again")
+    assert result.exit_code == 2
+    assert "a folder that `caffeport convert` wrote" in result.stderr and "take it as it is" in result.stderr
+
+
 def test_a_mean_is_kept(caffeport, tmp_path):
     mean = tmp_path / "mean.npy"
     np.save(mean, np.full((1, 8, 8), 3, np.float32))

@@ -97,8 +97,9 @@ def test_source(caffeport, tmp_path: Path) -> None:
     assert "class " in (tmp_path / "digits.py").read_text()
 
 
-def test_pt2(caffeport, tmp_path: Path) -> None:
-    result = caffeport("export", *NET, "-o", tmp_path / "digits.pt2")
+@pytest.mark.parametrize("fold", [(), ("--fold",)])
+def test_pt2(caffeport, tmp_path: Path, fold: tuple[str, ...]) -> None:
+    result = caffeport("export", *NET, "-o", tmp_path / "digits.pt2", *fold)
     assert result.exit_code == 0, result.output
     program = torch.export.load(tmp_path / "digits.pt2").module()
     assert program(torch.zeros(5, 1, 8, 8)).shape == (5, 10)

@@ -109,3 +109,19 @@ def test_names_cannot_reach_the_terminal(caffeport, tmp_path):
 def test_rules(caffeport):
     facts = json.loads(caffeport("inspect", DIGITS / "train_test.prototxt", "--phase", "train", "--json").stdout)
     assert "accuracy" not in {layer["name"] for layer in facts["layers"]}
+
+
+def test_a_folder_that_caffeport_did_not_write(caffeport, tmp_path):
+    result = caffeport("inspect", tmp_path)
+    assert result.exit_code == 2
+    assert "expected a Caffe file, or a folder that `caffeport convert` wrote" in result.stderr
+
+
+def test_a_converted_folder_takes_other_shapes_but_no_other_rules(caffeport, tmp_path):
+    folder = tmp_path / "digits"
+    assert caffeport("convert", NET, WEIGHTS, "-o", folder, "--no-onnx").exit_code == 0
+    facts = json.loads(caffeport("inspect", folder, "--input", "data=5,1,8,8", "--json").stdout)
+    assert facts["outputs"] == {"prob": [5, 10]}
+    result = caffeport("inspect", folder, "--phase", "TRAIN", "--stage", "deploy")
+    assert result.exit_code == 2
+    assert "phase, stages cannot be asked of a converted folder" in result.stderr

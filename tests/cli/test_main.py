@@ -1,10 +1,11 @@
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from caffeport import __version__
-from caffeport.cli import COMMANDS
+from caffeport.cli import COMMANDS, import_torch
 
 
 def test_help_lists_every_command(caffeport):
@@ -49,6 +50,29 @@ def test_bad_input_ends_with_2_and_its_message(caffeport, tmp_path):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ") and "absent.prototxt" in result.stderr
+
+
+def test_an_interrupted_command_ends_with_130(caffeport, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("caffeport.cli.inspect.looks_like_mean", interrupt)
+    result = caffeport("inspect", "net.prototxt")
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted\n"
+
+
+def test_an_interrupt_while_torch_is_imported_ends_the_process(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from caffeport.cli import import_torch; import_torch()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_interrupts_are_handled_again_after_that_import():
+    before = signal.getsignal(signal.SIGINT)
+    import_torch()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_python_dash_m():

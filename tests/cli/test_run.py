@@ -1,3 +1,4 @@
+import errno
 import json
 
 import numpy as np
@@ -85,6 +86,36 @@ def test_files_that_are_no_arrays(caffeport, tmp_path, save):
     result = caffeport("run", NET, WEIGHTS, "--inputs", path, "-o", tmp_path / "out.npz")
     assert result.exit_code == 2
     assert "in.npz" in result.stderr
+
+
+def test_a_net_without_weights_is_run_with_a_warning(caffeport, inputs, tmp_path):
+    result = caffeport("run", NET, "--inputs", inputs, "-o", tmp_path / "out.npz")
+    assert result.exit_code == 0
+    assert result.stderr == "warning: no weights were given: 4 layer(s) keep their fillers, which are untrained\n"
+
+
+@pytest.mark.parametrize("command", ["run", "verify", "export"])
+def test_what_a_converted_folder_cannot_do(caffeport, inputs, tmp_path, command):
+    folder = tmp_path / "digits"
+    assert caffeport("convert", NET, WEIGHTS, "-o", folder, "--no-onnx").exit_code == 0
+    more = {
+        "run": ("--inputs", inputs, "-o", tmp_path / "out.npz"),
+        "verify": ("--reference", inputs),
+        "export": ("-o", tmp_path / "out.py"),
+    }[command]
+    result = caffeport(command, folder, *more, "--phase", "TRAIN", "--input", "data=3,1,8,8")
+    assert result.exit_code == 2
+    assert "phase, inputs cannot be asked of a converted folder" in result.stderr
+
+
+def test_a_place_that_cannot_be_written(caffeport, inputs, tmp_path, monkeypatch):
+    def refuse(*_, **names):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{names['dir']}/{names['prefix']}xyz")
+
+    monkeypatch.setattr("caffeport.cli.output.tempfile.NamedTemporaryFile", refuse)
+    result = caffeport("run", NET, WEIGHTS, "--inputs", inputs, "-o", tmp_path / "out.npz")
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'out.npz'}: cannot be written: Permission denied" in result.stderr
 
 
 def test_a_missing_folder(caffeport, inputs, tmp_path):

@@ -83,10 +83,13 @@ def test_inputs_beside_the_reference(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--reference", "nowhere.npz"], "nowhere.npz"),
+        (["--reference", "nowhere.npz"], "nowhere.npz: no such file"),
         (["--reference", "caffe:/nowhere/python"], "cannot be started"),
         (["--reference", REFERENCE, "--precision", "int8"], "precision 'int8'"),
         (["--reference", REFERENCE, "--limits", "16"], "expected two numbers"),
+        (["--reference", REFERENCE, "--limits", "-1,32"], "expected two numbers above 0"),
+        (["--reference", REFERENCE, "--limits", "16,nan"], "expected two numbers above 0"),
+        (["--reference", REFERENCE, "--limits", "inf,32"], "expected two numbers above 0"),
         (["--reference", REFERENCE, "--device", "warp"], "device 'warp'"),
         (["--reference", REFERENCE, "--html", "/nowhere/r.html"], "no such folder"),
         ([], "--reference"),

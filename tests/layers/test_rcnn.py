@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffeport import FormatError, ShapeError, UnsupportedLayer
+from caffeport import FormatError, InputError, ShapeError, UnsupportedLayer
 from caffeport.layers import Array
 from caffeport.layers.rcnn import python_numbers
 from caffeport.modules.rcnn import PSROIPool, ROIPool, generate_anchors, round_half_away
@@ -114,6 +114,24 @@ def test_regions_without_numbers_or_without_an_image(pool: torch.nn.Module) -> N
     for image in (-1, 2, nan):
         with pytest.raises(ValueError, match="the feature map has 2: 0 to 1"):
             pool(x, torch.tensor([[image, 0, 0, 20, 20]]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ROIPooling roi_pooling_param { pooled_h: 2 pooled_w: 2 }",
+        "PSROIPooling psroi_pooling_param { output_dim: 2 group_size: 2 spatial_scale: 0.125 }",
+    ],
+)
+def test_a_net_names_the_layer_of_a_region_without_an_image(text: str) -> None:
+    type_, _, param = text.partition(" ")
+    net = net_of(f'type: "{type_}" top: "t" {param}', [(2, 8, 5, 6), (1, 5)])
+    x, rois = torch.zeros(2, 8, 5, 6), torch.tensor([[2.0, 0, 0, 20, 20]])
+    for run_net in (net, net.blobs):
+        with pytest.raises(
+            InputError, match=rf"layer 'l' \({type_}\): regions name the images 2 to 2; .* has 2: 0 to 1"
+        ):
+            run_net(x, rois)
 
 
 BAD_REGIONS = [

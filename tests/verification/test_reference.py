@@ -42,7 +42,7 @@ def test_what_is_no_npz(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ReferenceMismatch, match="No such file"):
+    with pytest.raises(ReferenceMismatch, match="no such file"):
         Reference.open(tmp_path / "r.npz")
 
 
