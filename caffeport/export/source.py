@@ -31,6 +31,7 @@ from ..network import Network
 from .onnx_file import appearing
 
 WIDTH = 88  # columns of the generated code; the copied functions keep their own
+LONGEST = 40  # characters of a local variable
 _MODULES = [
     importlib.import_module(f"{modules.__name__}.{found.name}") for found in pkgutil.iter_modules(modules.__path__)
 ]
@@ -411,8 +412,8 @@ class NetSource:
     def _local(self, value: Value, blob: str) -> str:
         """A local name for the value, which no value holds that is still to be read."""
         name = base = blob if blob == "x" else identifier(blob, "blob")
-        if len(name) > 24:
-            name = base = f"{name[:20]}_"
+        if len(name) > LONGEST:
+            name = base = f"{name[: LONGEST - 1]}_"
         number = 2
         while name in self.holds and self.left.get(self.holds[name], 0) > 0:
             name = f"{base}_{number}"
