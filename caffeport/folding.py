@@ -18,7 +18,8 @@ from .modules.normalization import Bias, Scale
 from .modules.packed import PackedConv2d
 
 if TYPE_CHECKING:
-    from .network import Network, View
+    from .network import Network
+    from .plan import View
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -17,7 +17,8 @@ from .formats import Readable
 from .graph import Graph, Step
 from .layers import Array, text
 from .matching import kept_fillers, stored_arrays
-from .network import Network, View
+from .network import Network
+from .plan import View
 from .surgery import Surgery
 
 LOG = logging.getLogger("caffeport")

@@ -2,33 +2,21 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy, deepcopy
-from functools import partial
 from itertools import chain
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from .description import Description
 from .errors import InputError, ShapeError
 from .graph import Graph, Operand, Step, Value
 from .layers import Quirk, Shape, text
+from .plan import View, apply, call_of, converted, plan, see, shared_with
 
 Feed = Tensor | np.ndarray[Any, Any]
-
-
-class View(NamedTuple):
-    """A parameter of another layer, seen under another shape (PERMISSIVE sharing)."""
-
-    layer: str
-    parameter: str
-    shape: tuple[int, ...]
 
 
 class Network(nn.Module):
@@ -60,7 +48,10 @@ class Network(nn.Module):
         for key, name in self.names.items():
             self.add_module(name, modules[key])
         self._checked: set[tuple[tuple[int, Shape], ...]] = set()
-        self._plan = _plan(graph, self.names, self._views)
+        self._plan = plan(graph, self.names, self._views)
+        # Made here, since torch.compile before 2.9 cannot trace a set of Values.
+        self._needed = graph.needed
+        self._labels = {value.key for value in graph.labels}
         self.eval()
 
     # ---- what the net is
@@ -129,7 +120,7 @@ class Network(nn.Module):
             run(modules, values)
             for slot in free:
                 values[slot] = None
-        outputs = {name: _see(self.graph.blobs[name], values) for name in self.graph.outputs}
+        outputs = {name: see(self.graph.blobs[name], values) for name in self.graph.outputs}
         return outputs if len(outputs) != 1 else next(iter(outputs.values()))
 
     def blobs(self, *args: Feed | Mapping[str, Feed], **kwargs: Feed) -> dict[str, Tensor]:
@@ -156,14 +147,14 @@ class Network(nn.Module):
         for step in self.graph.steps:
             ready = all(values[value.slot] is not None for value in step.reads)
             if ready and not (step.tops and all(top.slot in given for top in step.tops)):
-                _call(step, self.names, self._views)(self._modules, values)
+                call_of(step, self.names, self._views)(self._modules, values)
                 for top in step.tops:
                     values[top.slot] = given.get(top.slot, values[top.slot])
         every = {value.key: values[value.slot] for value in self.graph.inputs}
         every |= {top.key: values[top.slot] for step in self.graph.steps for top in step.tops}
         blobs = self.graph.blobs.items()
         every |= {
-            name: _see(o, values) for name, o in blobs if all(values[value.slot] is not None for value in o.values)
+            name: see(o, values) for name, o in blobs if all(values[value.slot] is not None for value in o.values)
         }
         return {name: value for name, value in every.items() if value is not None}
 
@@ -180,11 +171,11 @@ class Network(nn.Module):
         The layer's numbers are converted for this call only, so that a net larger than the device can run a layer at a
         time. `module` stands in for the layer's own.
         """
-        shared = _shared(step, self.names, self._views)
+        shared = shared_with(step, self.names, self._views)
         modules: dict[str, Any] = self._modules
         owners = {owner: converted(modules[owner], dtype, device) for _, owner, _ in shared}
         own = converted(module or modules[self.names[step.key]], dtype, device)
-        return _apply(step, own, [x.to(device, dtype) for x in bottoms], owners, shared)
+        return apply(step, own, [x.to(device, dtype) for x in bottoms], owners, shared)
 
     def _feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Feed], inner: bool = False) -> list[Any]:
         """Values by slot, with what is fed in place. `inner` lets the caller feed values that layers write."""
@@ -192,7 +183,7 @@ class Network(nn.Module):
         if len(args) == 1 and isinstance(args[0], Mapping):
             kwargs = {**args[0], **kwargs}
             args = ()
-        fed = dict(zip((value.blob for value in graph.inputs), args, strict=False)) | dict(kwargs)
+        fed = {**dict(zip((value.blob for value in graph.inputs), args, strict=False)), **kwargs}
         places = {value.blob: value for value in graph.inputs}
         if inner:
             places = (
@@ -206,7 +197,7 @@ class Network(nn.Module):
         spared = graph.judged if inner else ()
         missing = [
             value.blob
-            for value in graph.needed
+            for value in self._needed
             if value.blob not in fed and value.key not in fed and not started and value not in spared
         ]
         if missing or unknown or len(args) > len(graph.inputs):
@@ -218,15 +209,23 @@ class Network(nn.Module):
                 + (f"; {len(args)} arrays were given" if len(args) > len(graph.inputs) else "")
             )
         values: list[Any] = [None] * graph.slots
-        like = next(filter(Tensor.is_floating_point, chain(self.parameters(), self.buffers())), None)
-        shapes: dict[Value, Shape] = {}
+        like = self._like()
+        shapes: list[tuple[Value, Shape]] = []
         for name, array in fed.items():
             value, x = places[name], _tensor(name, array, like)
-            shapes[value] = (x.shape[0], 1, 1, 1) if value in graph.labels and x.dim() else tuple(x.shape)
-            values[value.slot] = x.reshape(-1, 1, 1, 1) if value in graph.labels else x
+            label = value.key in self._labels
+            shapes.append((value, (x.shape[0], 1, 1, 1) if label and x.dim() else tuple(x.shape)))
+            values[value.slot] = x.reshape(-1, 1, 1, 1) if label else x
         if not torch.compiler.is_compiling():
-            self._check(shapes)
+            self._check(dict(shapes))
         return values
+
+    def _like(self) -> Tensor | None:
+        """A tensor of the net's device and floating type."""
+        for tensor in chain(self.parameters(), self.buffers()):
+            if tensor.is_floating_point():
+                return tensor
+        return None
 
     def _written(self, names: Sequence[str]) -> str:
         """What those of `names` that are layers write, for an error; "" where none is one."""
@@ -248,204 +247,6 @@ class Network(nn.Module):
         self.graph.shapes(shapes)
         if len(self._checked) < 1000:
             self._checked.add(seen)
-
-
-# ---- from steps to calls
-
-
-def _call(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]) -> Any:
-    """The step as a function of (modules, values)."""
-    name, bottoms, tops = names[step.key], step.bottoms, [top.slot for top in step.tops]
-    axis = step.layer.flatten_from()
-    slots = [operand.value.slot for operand in bottoms]
-    shared = _shared(step, names, views)
-    if axis is None and not shared and len(slots) == 1 and len(tops) == 1 and bottoms[0].like is None:
-        (slot,), (top,) = slots, tops
-
-        def one(modules: Mapping[str, Any], values: list[Any]) -> None:
-            values[top] = modules[name](values[slot])
-
-        return one
-
-    def many(modules: Mapping[str, Any], values: list[Any]) -> None:
-        args = [_see(operand, values) for operand in bottoms]
-        try:
-            results = _apply(step, modules[name], args, modules, shared)
-        except ValueError as error:  # of what is fed, such as a region in an image that is not there
-            raise InputError(f"{step.layer}: {error}") from error
-        for top, value in zip(tops, results, strict=False):
-            values[top] = value
-
-    return many
-
-
-def _shared(
-    step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]
-) -> list[tuple[str, str, View]]:
-    """Parameters that are another layer's: own name, that layer's module name, how it is seen."""
-    return [(own, names[view.layer], view) for own, view in views.get(step.key, {}).items()]
-
-
-def _apply(
-    step: Step, module: Any, args: list[Any], modules: Mapping[str, Any], shared: list[tuple[str, str, View]]
-) -> tuple[Any, ...]:
-    """The tops of a step for its bottoms."""
-    axis = step.layer.flatten_from()
-    if axis is not None:
-        args = [x.flatten(axis) if axis < 0 or x.dim() > axis + 1 else x for x in args]
-    if shared:
-        # attrgetter, since under functional_call the owner's parameter is a plain tensor
-        tensors = {own: attrgetter(view.parameter)(modules[owner]).reshape(view.shape) for own, owner, view in shared}
-        module = partial(functional_call, module, tensors)
-        result = tuple(module((x,)) for x in args) if step.layer.per_bottom else module(tuple(args))
-    else:
-        result = tuple(map(module, args)) if step.layer.per_bottom else module(*args)
-    return result if isinstance(result, tuple) else (result,)
-
-
-def converted(module: nn.Module, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
-    """The module with its numbers in `dtype` on `device`: a copy, or the module itself where they are so already."""
-
-    def moved(tensor: Tensor | None) -> Any:
-        if tensor is None:
-            return None
-        new = tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
-        return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
-
-    tensors = [*module.parameters(), *module.buffers()]
-    if all(t.device == torch.device(device) and (t.dtype == dtype or not t.is_floating_point()) for t in tensors):
-        return module
-    if next(module.children(), None) is not None:
-        return deepcopy(module, {id(tensor): moved(tensor) for tensor in tensors})
-    new = copy(module)  # several times as fast as deepcopy
-    new._parameters = {name: moved(tensor) for name, tensor in module._parameters.items()}
-    new._buffers = {name: moved(tensor) for name, tensor in module._buffers.items()}
-    return new
-
-
-def _see(operand: Operand, values: list[Any]) -> Any:
-    tensor = values[operand.value.slot]
-    return tensor if operand.like is None else tensor.reshape(values[operand.like.slot].shape)
-
-
-def _relu_in_place(step: Step, name: str) -> Any:
-    """A ReLU whose bottom nobody else needs: overwrites it, unless autograd or a hook may look."""
-    slot, top = step.bottoms[0].value.slot, step.tops[0].slot
-
-    def run(modules: Mapping[str, Any], values: list[Any]) -> None:
-        module, x = modules[name], values[slot]
-        if torch.is_grad_enabled() or type(module) is not nn.ReLU or module._forward_hooks or module._forward_pre_hooks:
-            values[top] = module(x)
-        else:
-            values[top] = F.relu_(x)
-
-    return run
-
-
-def _convolution_with_relu(conv: Step, relu: Step, call: Any, names: Mapping[str, str]) -> Any:
-    """A convolution and the ReLU after it: one call where the convolution is packed, else `call` and in place."""
-    slot, between, top = conv.bottoms[0].value.slot, conv.tops[0].slot, relu.tops[0].slot
-    first, second = names[conv.key], names[relu.key]
-    after = _relu_in_place(relu, second)
-
-    def run(modules: Mapping[str, Any], values: list[Any]) -> None:
-        c, r = modules[first], modules[second]
-        hooks = c._forward_hooks or c._forward_pre_hooks or r._forward_hooks or r._forward_pre_hooks
-        if getattr(c, "takes_relu", False) and type(r) is nn.ReLU and not hooks:
-            values[top] = c.forward(values[slot], relu=True)
-        else:
-            call(modules, values)
-            after(modules, values)
-            values[between] = None
-
-    return run
-
-
-def _affine_batch_norm(norm: Step, scale: Step, names: Mapping[str, str]) -> Any:
-    """BatchNorm and the Scale after it in one call, which is what they are in PyTorch."""
-    slot, top, first, second = norm.bottoms[0].value.slot, scale.tops[0].slot, names[norm.key], names[scale.key]
-
-    def run(modules: Mapping[str, Any], values: list[Any]) -> None:
-        n, s = modules[first], modules[second]
-        if n._forward_hooks or n._forward_pre_hooks or s._forward_hooks or s._forward_pre_hooks:
-            values[top] = s(n(values[slot]))
-        else:
-            values[top] = F.batch_norm(values[slot], n.running_mean, n.running_var, s.weight, s.bias, False, 0.0, n.eps)
-
-    return run
-
-
-def _plan(
-    graph: Graph, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]
-) -> list[tuple[Any, tuple[int, ...]]]:
-    """Calls for `forward`, each with the slots that nothing needs after it."""
-    readers: dict[Value, list[Step | None]] = {}
-    for step in graph.steps:
-        for value in step.reads:
-            readers.setdefault(value, []).append(step)
-    for name in graph.outputs:
-        for value in graph.blobs[name].values:
-            readers.setdefault(value, []).append(None)
-    writer = {top: step for step in graph.steps for top in step.tops}
-
-    def only_reader(value: Value | None, step: Step) -> bool:
-        return value is not None and readers[value] == [step]
-
-    def pairs_with(norm: Step, scale: Step) -> bool:
-        return (
-            norm.layer.affine_with(scale.layer)
-            and norm.key not in views
-            and scale.key not in views
-            and scale.bottoms[0] == Operand(norm.tops[0])
-            and only_reader(norm.tops[0], scale)
-        )
-
-    def overwrites(step: Step) -> bool:
-        """Is it a ReLU that may write over its bottom?"""
-        bottom = step.bottoms[0].value if step.bottoms else None
-        return (
-            step.layer.overwrites
-            and bottom in writer
-            and writer[bottom].layer.fresh
-            and step.bottoms[0].like is None
-            and only_reader(bottom, step)
-        )
-
-    def takes_relu(conv: Step, relu: Step) -> bool:
-        return (
-            conv.layer.spec.type == "Convolution"
-            and conv.key not in views
-            and len(conv.bottoms) == len(conv.tops) == 1
-            and conv.bottoms[0].like is None
-            and overwrites(relu)
-            and relu.bottoms[0].value == conv.tops[0]
-        )
-
-    calls: list[tuple[Any, Step, list[Value]]] = []
-    skip: set[str] = set()
-    for i, step in enumerate(graph.steps):
-        if step.key in skip:
-            continue
-        after = graph.steps[i + 1] if i + 1 < len(graph.steps) else None
-        read = step.reads
-        if after and pairs_with(step, after):
-            skip.add(after.key)
-            calls.append((_affine_batch_norm(step, after, names), after, read))
-        elif after and takes_relu(step, after):
-            skip.add(after.key)
-            calls.append((_convolution_with_relu(step, after, _call(step, names, views), names), after, read))
-        elif overwrites(step):
-            calls.append((_relu_in_place(step, names[step.key]), step, read))
-        else:
-            calls.append((_call(step, names, views), step, read))
-    last = {value: i for i, (_, _, read) in enumerate(calls) for value in read}
-    kept = {value for value, users in readers.items() if None in users}
-    plan = []
-    for i, (run, step, read) in enumerate(calls):
-        unread = [top for top in step.tops if top not in readers]
-        done = dict.fromkeys(v.slot for v in [*read, *unread] if last.get(v, i) == i and v not in kept)
-        plan.append((run, tuple(done)))
-    return plan
 
 
 def _needed(graph: Graph, targets: Iterable[Operand]) -> set[Value]:
@@ -486,7 +287,7 @@ def _tensor(name: str, array: Feed, like: Tensor | None) -> Tensor:
 
 def module_names(keys: Iterable[str]) -> dict[str, str]:
     """A module's name for each layer: its own, but for what nn.Module cannot take (dots, "", its own attributes)."""
-    taken = {*dir(Network), *vars(nn.Module()), "graph", "names", "_views", "_checked", "_plan"}
+    taken = {*dir(Network), *vars(nn.Module()), "graph", "names", "_views", "_checked", "_plan", "_needed", "_labels"}
     repeats: Counter[str] = Counter()
     names = {}
     for key in keys:

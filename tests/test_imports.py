@@ -25,8 +25,9 @@ MAY_IMPORT = {  # part of the package -> parts that it may import, beside itself
     "preprocess": {"errors", "formats"},
     "matching": {"errors", "formats", "layers", "graph", "surgery", "description"},
     "fillers": {"errors", "formats", "layers"},
-    "network": {"errors", "formats", "layers", "graph", "description", "folding"},
-    "folding": {"layers", "modules", "graph", "network"},
+    "plan": {"errors", "graph"},
+    "network": {"errors", "formats", "layers", "graph", "plan", "description", "folding"},
+    "folding": {"layers", "modules", "graph", "plan", "network"},
 }
 WITHOUT_TORCH = (
     *("__init__", "__main__", "alignment", "cli", "description", "errors", "fillers", "folder", "formats", "graph"),

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..graph import Step
-from ..network import Network, converted
+from ..network import Network
+from ..plan import converted
 
 CPU = torch.device("cpu")
 PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
