@@ -93,10 +93,12 @@ class _Folder:
 
     def _takes(self, before: Step, step: Step) -> bool:
         """Fold `step` into `before`, where that is possible."""
-        takes = isinstance(self.modules[before.key], (*CONVOLUTIONS, nn.Linear))
+        module, rank = self.modules[before.key], len(step.tops[0].shape) if step.tops else 0
+        # A matrix product along a later axis has its outputs there, and not on axis 1.
+        takes = isinstance(module, CONVOLUTIONS) or (isinstance(module, nn.Linear) and rank == 2)
         if not takes or len(before.tops) != 1 or len(step.bottoms) != 1 or {before.key, step.key} & self.shared:
             return False
-        after = affine(self.modules[step.key], len(step.tops[0].shape))
+        after = affine(self.modules[step.key], rank)
         if after is None:
             return False
         factor, shift = after

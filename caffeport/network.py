@@ -49,7 +49,7 @@ class Network(nn.Module):
             self.add_module(name, modules[key])
         self._checked: set[tuple[tuple[int, Shape], ...]] = set()
         self._plan = plan(graph, self.names, self._views)
-        # Made here, since torch.compile before 2.9 cannot trace a set of Values.
+        # Made here, since torch.compile of torch 2.6 to 2.8 cannot trace a set of Values.
         self._needed = graph.needed
         self._labels = {value.key for value in graph.labels}
         self.eval()

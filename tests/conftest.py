@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "fixtures"
@@ -14,6 +15,11 @@ needs_shared = pytest.mark.needs_shared
 
 # Tests run in parallel processes, and thread counts must not decide how fast one is. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# A busy machine may take its time.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:

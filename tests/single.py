@@ -1,12 +1,14 @@
 """Nets of one layer, for tests of its formula."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 import caffeport
+from caffeport.export import proof
 from caffeport.layers import Array
 
 
@@ -34,3 +36,13 @@ def run(layer: str, *bottoms: Any, weights: dict[str, Array] | None = None) -> l
     with torch.no_grad():
         values = net.blobs({f"b{i}": torch.from_numpy(array) for i, array in enumerate(arrays)})
     return [value.numpy() for key, value in values.items() if key.startswith("l::")]
+
+
+def run_onnx(net: caffeport.Network, path: Path, *bottoms: Array) -> tuple[list[Array], list[Array]]:
+    """The net's outputs as onnxruntime gives them, of a file whose sizes are open, and as the network gives them."""
+    feeds = {f"b{i}": bottom.astype(np.float32) for i, bottom in enumerate(bottoms)}
+    done = caffeport.export_onnx(net, path, spatial="dynamic", prove=False)
+    with torch.no_grad():
+        want = net.blobs({blob: torch.from_numpy(array) for blob, array in feeds.items()})
+    got = proof.run(done.path, feeds)
+    return list(got.values()), [want[key].numpy() for key in got]

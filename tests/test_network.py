@@ -393,7 +393,7 @@ def test_channels_last(network: Network, x: Tensor) -> None:
 def test_export(text: str) -> None:
     network = load(text)
     x = torch.randn(*next(iter(network.inputs.values())))
-    program = torch.export.export(network, (x,))
+    program = torch.export.export(network, (x,), strict=False)  # as it is from torch 2.8 on
     torch.testing.assert_close(program.module()(x), network(x))
 
 

@@ -74,6 +74,9 @@ def export_onnx(
     the file cannot be written.
     """
     path = Path(path)
+    asked = part_of(network.graph, network.graph.outputs if outputs is None else outputs)
+    if not asked.steps:
+        raise InputError(f"outputs: no layer computes {', '.join(map(repr, asked.outputs))}; the net is fed with that")
     picture = None if preprocess is None else PictureInput(preprocess, layout)
     model = OnnxModel(network.folded() if fold else network, opset, batch, spatial, outputs, picture)
     report = None
@@ -310,15 +313,23 @@ class OnnxModel:
         return tops | self.inputs | self.outputs
 
     def sample_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Sizes to try the model with: 1 for an open batch, and the declared ones."""
-        shapes = {}
-        for value in self.sources:
-            open_sizes = zip(self.declared[value], value.shape, strict=True)
-            shapes[value.blob] = tuple(
-                n if isinstance(n, int) else 1 if axis == 0 else size or 224
-                for axis, (n, size) in enumerate(open_sizes)
-            )
-        return shapes
+        """Sizes to try the model with: 1 for an open batch where the net allows that, and else the declared ones."""
+
+        def sized(batch: int | None) -> dict[Value, Shape]:
+            return {
+                value: tuple(
+                    n if isinstance(n, int) else batch or size or 1 if axis == 0 else size or 224
+                    for axis, (n, size) in enumerate(zip(self.declared[value], value.shape, strict=True))
+                )
+                for value in self.sources
+            }
+
+        shapes = sized(1)
+        try:
+            self.part.shapes(_as_read(shapes, self.part.labels))
+        except ShapeError:
+            shapes = sized(None)
+        return {value.blob: shape for value, shape in shapes.items()}  # type: ignore[misc]
 
     def metadata(self) -> dict[str, str]:
         """Facts about the model, as text: where it comes from, and what its input means."""
@@ -433,10 +444,10 @@ def _resolved(graph: Graph, declared: Mapping[Value, Symbolic]) -> dict[Value, S
         return {**graph.shapes(_as_read(given, graph.labels)), **declared}
     labels = graph.labels
     probes = []
-    for k in (1, 2):
+    for k in (0, 1, 2, 9):  # the sizes themselves, near ones and far ones: a stride hides small steps
         chosen = {}
         for i, n in enumerate(names):
-            step = 64 * (i + k * k) if n in ("H", "W") else 2 * i + k
+            step = 0 if not k else 64 * (i + k * k) if n in ("H", "W") else 2 * i + k
             chosen[n] = (base[n] or (224 if n in ("H", "W") else 1)) + step
         shapes = {
             value: tuple(chosen[n] if isinstance(n, str) else n for n in shape) for value, shape in declared.items()
@@ -450,7 +461,7 @@ def _resolved(graph: Graph, declared: Mapping[Value, Symbolic]) -> dict[Value, S
             follows = next(
                 (n for n in names if all(chosen[n] == d for (chosen, _), d in zip(probes, pair, strict=True))), None
             )
-            dims.append(pair[0] if pair[0] == pair[1] else follows)
+            dims.append(follows if len(set(pair)) > 1 else pair[0])
         resolved[value] = tuple(dims)
     return resolved
 

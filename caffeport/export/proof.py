@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from ..errors import ReferenceMismatch, ShapeError
+from ..errors import ReferenceMismatch, ShapeError, UnsupportedLayer
 from ..network import Network
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def prove(path: Path, model: "OnnxModel", network: Network) -> "Report":
 
     network  the model's own, or what that was before folding
 
-    Raises ShapeError where an inferred shape is not ours, ReferenceMismatch where numbers differ by more than a
-    reference may. Gives the report of the comparison.
+    Gives the report of the comparison. Raises ShapeError where an inferred shape is not ours, UnsupportedLayer where
+    onnxruntime cannot run the model, ReferenceMismatch where numbers differ by more than a reference may.
     """
     return in_child(lambda: _prove(path, model, network), alone=next(network.parameters(), torch.empty(0)).is_cpu)
 
@@ -45,15 +45,17 @@ def _prove(path: Path, model: "OnnxModel", network: Network) -> "Report":
     torch.set_num_threads(1)
     onnx.checker.check_model(str(path), full_check=True)
     _check_shapes(path, model.named_shapes())
-    feeds = random_inputs(model.network, shapes=model.sample_shapes())
-    feeds = {name: feeds[name] for name in model.sample_shapes()}
-    given: dict[str, Array] = dict(feeds)
+    feeds = random_inputs(_part(model.network, model), shapes=model.sample_shapes())
+    given: dict[str, Array] = {model.values[value].name: feeds[value.blob] for value in model.sources}
     if model.preprocess:
         blob = model.picture.blob
-        del given[blob]
+        del given[model.values[model.picture].name]
         given[model.image.name] = model.preprocess.random(feeds[blob].shape)
         feeds[blob] = model.preprocess.apply(given[model.image.name])
-    outputs = run(path, given)
+    try:
+        outputs = run(path, given)
+    except Exception as error:  # onnxruntime's own kinds
+        raise UnsupportedLayer(f"onnxruntime cannot run the model, so no file was written: {error}") from error
     wanted = {asked: outputs[name] for asked, name in zip(model.targets, model.outputs, strict=True)}
     report = verify(_part(network, model), wanted, inputs=feeds)
     if not report.passed:
@@ -114,13 +116,14 @@ def _check_shapes(path: Path, expected: Mapping[str, tuple[int | str | None, ...
 def random_inputs(
     network: Network, seed: int = 0, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Array]:
-    """Arrays to feed, by blob name: normal numbers for maps, numbers from 0 to 1 (which may be labels) for all else."""
+    """Arrays to feed, by blob name: normal numbers for maps, for all else (labels, regions) numbers from 0 to 1."""
     random = np.random.default_rng(seed)
     feeds = {}
     for value in network.graph.needed:
         declared = tuple(n or (224 if axis > 1 else 1) for axis, n in enumerate(value.shape))
         shape = (shapes or {}).get(value.blob) or declared
-        numbers = random.standard_normal(shape) if len(shape) == 4 else random.random(shape)
+        is_map = len(shape) == 4 and max(shape[2:]) > 1
+        numbers = random.standard_normal(shape) if is_map else random.random(shape)
         feeds[value.blob] = numbers.astype(np.float32)
     return feeds
 

@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from .. import __version__, modules
 from ..errors import InputError
 from ..graph import Operand, Step, Value
 from ..modules import normalization
+from ..modules.packed import PackedConv2d
 from ..network import Network
 from .onnx_file import appearing
 
@@ -39,6 +41,7 @@ _RESERVED = {
     *keyword.kwlist, *keyword.softkwlist, *dir(builtins), "self", "cls", "x", "F", "nn", "load_file", "RENAMED",
     *(name for module in _MODULES for name in vars(module)),
 }  # fmt: skip
+_TAKEN = {*dir(nn.Module()), *dir(GraphModule)}  # the latter is what torch.export makes of the class
 _RENAMED_ARGUMENTS: dict[
     str, Callable[[Any], Any]
 ] = {  # parameters of modules that are kept as an attribute of another name
@@ -88,6 +91,7 @@ def export_source(network: Network, path: str | Path, *, prove: bool = True, exa
     Raises UnsupportedLayer for a layer of which no source can be written, InputError where the file cannot be.
     """
     path = Path(path)
+    network = _unpacked(network)
     with appearing(path) as temporary:
         for short in (False,) if exact else (True, False):
             source = NetSource(network, short=short)
@@ -97,6 +101,15 @@ def export_source(network: Network, path: str | Path, *, prove: bool = True, exa
         else:
             raise AssertionError(f"{path}: the generated source does not give the network's values; please report this")
     return SourceExport(path, source.name, source.text().count("\n"), source.renamed)
+
+
+def _unpacked(network: Network) -> Network:
+    """The network with an nn.Conv2d for each convolution that folding packed, which may round otherwise."""
+    modules = {key: network.get_submodule(name) for key, name in network.names.items()}
+    if not any(isinstance(module, PackedConv2d) for module in modules.values()):
+        return network
+    plain = {key: module.plain() if isinstance(module, PackedConv2d) else module for key, module in modules.items()}
+    return Network(network.graph, plain, network._views)
 
 
 class SourceWriter:
@@ -153,7 +166,7 @@ class SourceWriter:
         return self.network.get_submodule(self.network.names[self.step.key])
 
     def _attribute(self, key: str, *also: str) -> str:
-        taken = {*self.attributes.values(), *also, *dir(nn.Module()), "from_pretrained"}
+        taken = {*self.attributes.values(), *also, *_TAKEN, "from_pretrained"}
         name = identifier(self.network.names.get(key, key), "layer")
         while name in taken:
             name += "_"
@@ -275,7 +288,7 @@ class NetSource:
             name = self._local(value, value.blob)
             self.arguments.append(name)
             if value in graph.labels:
-                self.body.append(f"{name} = {name}.reshape(-1, 1, 1, 1)")
+                self.body += laid_out(f"{name}.reshape(-1, 1, 1, 1)", 8, f"{name} = ")
         self.typed = set(self.arguments)
         while steps:
             step = steps.pop(0)
@@ -370,8 +383,9 @@ class NetSource:
         if not tops:
             return
         if len(tops) == 1 and len(step.tops) > 1:
-            names = [self._local(top, top.blob) if self.left.get(top) else "_" for top in step.tops]
-            self.body += [f"{', '.join(names)} = {tops[0]}"]
+            long = not _heads(tops[0], sum(_local_width(top.blob) + 2 for top in step.tops))
+            names = [self._local(top, "x" if long else top.blob) if self.left.get(top) else "_" for top in step.tops]
+            self.body += laid_out(tops[0], 8, f"{', '.join(names)} = ")
             return
         for top, text in zip(step.tops, tops, strict=True):
             if not self.left.get(top):
@@ -390,7 +404,8 @@ class NetSource:
                 self.expressions[top] = text
                 continue
             last = self._is_last(top) and (not text.startswith("self.") or len(top.blob) > 24)
-            name = self._local(top, "x" if next_only or last else top.blob)
+            short = next_only or last or not _heads(text, _local_width(top.blob) + len(": Tensor"))
+            name = self._local(top, "x" if short else top.blob)
             annotated = text.startswith("self.") and name not in self.typed
             self.typed.add(name)
             self.body += laid_out(text, 8, f"{name}: Tensor = " if annotated else f"{name} = ")
@@ -444,7 +459,7 @@ class NetSource:
     def _return(self) -> None:
         outputs = [(name, self._see(self.graph.blobs[name])) for name in self.graph.outputs]
         if len(outputs) == 1:
-            self.body.append(f"return {outputs[0][1]}")
+            self.body += laid_out(outputs[0][1], 8, "return ")
         else:
             self.body += called("return ", "", [f"{quoted(name)}: {text}" for name, text in outputs], 8, "{}")
 
@@ -465,9 +480,12 @@ class NetSource:
     def _init(self) -> list[str]:
         lines = list(self.writer.assignments)
         for key, owner in self.shared.items():
-            lines.append(f"self.{key} = self.{owner}")
+            line = f"self.{key} = self.{owner}"
+            fits = len(line) + 8 <= WIDTH
+            lines += [line] if fits else [f"self.{key} = (", f"    self.{owner}", ")"]
         for key, views in self.network._views.items():
-            lines += [f'self.{self.writer.attributes[key]}.register_parameter("{name}", None)' for name in views]
+            for name in views:
+                lines += called("", f"self.{self.writer.attributes[key]}.register_parameter", [f'"{name}"', "None"], 8)
         return lines
 
     # ---- the file
@@ -539,7 +557,7 @@ class NetSource:
     def _loader(self) -> list[str]:
         lines = [
             "@classmethod",
-            f'def from_pretrained(cls, path: str = "model.safetensors") -> "{self.name}":',
+            *signature("def from_pretrained", ["cls", 'path: str = "model.safetensors"'], f'"{self.name}"', 4),
             '    """The net with the weights of a converted folder."""',
             "    net = cls()",
             "    state = load_file(path)",
@@ -551,7 +569,9 @@ class NetSource:
                 "            state[name + key.removeprefix(layer)] = state.pop(key)",
             ]
         for key, owner in self.shared.items():
-            lines.append(f"    state[{quoted(key)}] = state[{quoted(owner)}]")
+            line = f"    state[{quoted(key)}] = state[{quoted(owner)}]"
+            fits = len(line) + 4 <= WIDTH
+            lines += [line] if fits else [f"    state[{quoted(key)}] = state[", f"        {quoted(owner)}", "    ]"]
         return [*lines, "    net.load_state_dict(state)", "    return net.eval()"]
 
     # ---- proof
@@ -610,13 +630,16 @@ def class_name(name: str) -> str:
 
 def plain(text: str) -> str:
     """Foreign text for a docstring: printable ASCII, without quotes and backslashes."""
-    return re.sub(r"[^ !#-&(-\[\]-~]", "?", text)[:200]
+    return re.sub(r"[^ !#-&(-\[\]-~]", "?", text)[:200].strip()
 
 
 def quoted(text: str) -> str:
     """A string in double quotes, as ruff writes it, unless that needs more escapes."""
     single = ascii(text)
-    return f'"{single[1:-1]}"' if single[0] == "'" and '"' not in single and "\\'" not in single else single
+    if single[0] == '"' or text.count('"') > text.count("'"):
+        return single
+    inner = single[1:-1].replace("\\'", "'").replace('"', '\\"')
+    return f'"{inner}"'
 
 
 def called(
@@ -659,8 +682,20 @@ def laid_out(text: str, indent: int, head: str = "", tail: str = "", explode: bo
         parts = [("", segment(element)) for element in node.elts]
     else:
         return [line]
+    if head.endswith(" = ") and len(head) + len(opening) + indent > WIDTH:  # not even the name and what it opens
+        return [f"{head}(", *(f"    {row}" for row in laid_out(text, indent + 4, explode=explode)), ")"]
     inner = [f"    {row}" for name, part in parts for row in laid_out(part, indent + 4, name, ",")]
     return [f"{head}{opening}", *inner, f"{closing}{tail}"]
+
+
+def _local_width(blob: str) -> int:
+    """About as many characters as a local name for the blob has; a number may follow."""
+    return min(len(identifier(blob, "blob")), LONGEST) + len("_2")
+
+
+def _heads(text: str, width: int) -> bool:
+    """Whether names of that width, and what opens a call, fit on one line; its arguments may follow below."""
+    return width + len(" = ") + len(text.partition("(")[0]) + len("(") + 8 <= WIDTH
 
 
 def _common_start(names: Sequence[str]) -> str:
@@ -739,9 +774,10 @@ def _imports(code: str, needed: set[str]) -> str:
         "from torch import Tensor",
         "from safetensors.torch import load_file",
     }
-    if re.search(r"\btorch\.", code):
+    used = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+    if "torch" in used:
         needed.add("import torch")
-    if re.search(r"\bF\.", code):
+    if "F" in used:
         needed.add("from torch.nn import functional as F")
     names: dict[str, set[str]] = {}
     for line in needed:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..formats.schema import Message
-from .base import Blob, Layer, Quirk, Shape, constant, count, register, text
+from .base import Array, Blob, Layer, Quirk, Shape, constant, count, register, text
 from .data import DataLayer
 
 if TYPE_CHECKING:
@@ -234,6 +234,83 @@ def decoded(graph: "OnnxGraph", prior: "OnnxValue", delta: "OnnxValue", code: st
     return graph.call("Concat", graph.call("Sub", centre, side), graph.call("Add", centre, side), axis=3)
 
 
+def cells(graph: "OnnxGraph", x: "OnnxValue") -> "OnnxValue":
+    """In ONNX: column and row of each cell of the map x (N, C, H, W), as float32 (H, W, 1, 2)."""
+    height, width = x.shape[2:]
+    if height is not None and width is not None:
+        return graph.constant(np.stack(np.meshgrid(range(width), range(height)), -1)[:, :, None], np.float32)
+    numbers = []
+    for axis, others, xy in ((3, (0, 2, 3), (1.0, 0.0)), (2, (1, 2, 3), (0.0, 1.0))):
+        size = graph.call("Squeeze", graph.sizes(x, axis, axis + 1), graph.axes(0))
+        number = graph.call("Cast", graph.call("Range", graph.constant(0), size, graph.constant(1)), to=1)
+        numbers.append(graph.call("Mul", graph.call("Unsqueeze", number, graph.axes(*others)), graph.constant(xy)))
+    return graph.call("Add", *numbers)
+
+
+def suppressed(
+    graph: "OnnxGraph", boxes: "OnnxValue", scores: "OnnxValue", most: "OnnxValue", threshold: float
+) -> "OnnxValue":
+    """In ONNX: which boxes (K, 4) with scores (K) non-maximum suppression keeps, best first, at most `most` (1)."""
+    if not 0 <= threshold <= 1:
+        raise graph.refuse(f"ONNX's NonMaxSuppression takes thresholds from 0 to 1, not {threshold:g}")
+    kept = graph.call(
+        "NonMaxSuppression", graph.call("Unsqueeze", boxes, graph.axes(0)),
+        graph.call("Unsqueeze", scores, graph.axes(0, 1)), most,
+        graph.constant(float(threshold)), graph.constant(float(np.finfo(np.float32).min)),
+    )  # fmt: skip
+    return graph.call("Gather", kept, graph.constant(2), axis=1)
+
+
+def suppressed_by_shrinking(
+    graph: "OnnxGraph", boxes: "OnnxValue", counts: "OnnxValue", count: int, threshold: float, eta: float
+) -> "OnnxValue":
+    """In ONNX: non-maximum suppression in G groups, whose threshold is multiplied by eta after each box that is kept.
+
+    boxes   (G, count, 4), best first; counts (G, count): 1 where a box takes part, else 0
+
+    Gives (G, count): 1 where a box is kept. The threshold shrinks while it is above 0.5.
+    """
+    halves = graph.axes(2, 2)
+    low, high = graph.node("Split", [boxes, halves], 2, axis=2)
+    area = graph.call("ReduceProd", graph.call("Sub", high, low), graph.axes(2), keepdims=0)
+    ranks = graph.constant(np.arange(count, dtype=np.float32))
+
+    def step(state: "list[OnnxValue]", item: "list[OnnxValue]") -> "tuple[list[OnnxValue], list[OnnxValue]]":
+        (kept, limit), (box, taking_part, rank) = state, item  # (G, count), (G, 1); (G, 4), (G), ()
+        first, last = graph.node("Split", [graph.call("Unsqueeze", box, graph.axes(1)), halves], 2, axis=2)
+        side = graph.call("Sub", graph.call("Min", high, last), graph.call("Max", low, first))
+        side = graph.call("Max", side, graph.constant(0.0))
+        common = graph.call("ReduceProd", side, graph.axes(2), keepdims=0)
+        own = graph.call("ReduceProd", graph.call("Sub", last, first), graph.axes(2), keepdims=0)
+        union = graph.call("Sub", graph.call("Add", area, own), common)
+        touch = graph.call("Greater", common, graph.constant(0.0))
+        overlap = graph.call("Where", touch, graph.call("Div", common, union), graph.constant(0.0))
+        worst = graph.call("ReduceMax", graph.call("Mul", overlap, kept), graph.axes(1))
+        fits = graph.call("Cast", graph.call("LessOrEqual", worst, limit), to=1)
+        keep = graph.call("Mul", graph.call("Unsqueeze", taking_part, graph.axes(1)), fits)
+        shrinks = graph.call("And", graph.call("Cast", keep, to=9), graph.call("Greater", limit, graph.constant(0.5)))
+        limit = graph.call("Where", shrinks, graph.call("Mul", limit, graph.constant(float(eta))), limit)
+        here = graph.call("Cast", graph.call("Equal", ranks, rank), to=1)
+        return [graph.call("Add", kept, graph.call("Mul", keep, here)), limit], []
+
+    nothing = graph.filled_like(counts, 0.0)
+    limit = graph.call("Add", graph.call("ReduceMax", nothing, graph.axes(1)), graph.constant(float(threshold)))
+    by_rank = [graph.call("Transpose", boxes, perm=(1, 0, 2)), graph.call("Transpose", counts, perm=(1, 0)), ranks]
+    (kept, _), _ = graph.scan(step, [nothing, limit], by_rank, 0)
+    return kept
+
+
+def found(graph: "OnnxGraph", rows: "OnnxValue", x: "OnnxValue") -> "OnnxValue":
+    """In ONNX: the rows (K, 7) as (1, 1, K, 7); where there is none, a row (i, -1, ...) for each image of x."""
+    images = graph.sizes(x, 0, 1)
+    number = graph.call("Range", graph.constant(0), graph.call("Squeeze", images, graph.axes(0)), graph.constant(1))
+    number = graph.call("Unsqueeze", graph.call("Cast", number, to=1), graph.axes(1))
+    blank = graph.call("Pad", number, graph.axes(0, 0, 0, 6), graph.constant(-1.0))
+    empty = graph.call("Equal", graph.sizes(rows, 0, 1), graph.axes(0))
+    blank = graph.call("Compress", blank, graph.call("Expand", empty, images), axis=0)
+    return graph.call("Unsqueeze", graph.call("Concat", rows, blank, axis=0), graph.axes(0, 1))
+
+
 @register("DetectionOutput")
 class DetectionOutput(Layer):
     """Boxes decoded from priors, thresholded, and reduced by non-maximum suppression for each label.
@@ -246,7 +323,7 @@ class DetectionOutput(Layer):
              objectness_score 0.01
     Raises   ShapeError: no num_classes, counts that do not fit, nms_threshold below 0, eta outside of (0, 1]
     PyTorch  own module. Rows by image, label, falling score; nothing found: a row (i, -1, ...) for each image.
-             ONNX: NonMaxSuppression for each class and TopK, rows sorted again.
+             ONNX: NonMaxSuppression for each class (with eta a Scan) and TopK, rows sorted again.
     Source   weiliu89/caffe branch ssd and sfzhang15/RefineDet, src/caffe/layers/detection_output_layer.cpp
     """
 
@@ -311,19 +388,12 @@ class DetectionOutput(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         p, (loc, conf, priors, *others) = self.param, bottoms
-        if p.nms_param.eta != 1:
-            raise graph.refuse("ONNX's NonMaxSuppression has no threshold that shrinks (eta)")
         count = priors.shape[2] and priors.shape[2] // 4
         if not count:
             raise graph.refuse("the number of priors depends on the size of the map: fix height and width")
         top_k = min(count, p.nms_param.top_k) if p.nms_param.HasField("top_k") and p.nms_param.top_k > -1 else count
-        # Where nothing is found in the whole batch: a row of -1 for each image.
-        images = graph.sizes(loc, 0, 1)
-        number = graph.call("Range", graph.constant(0), graph.call("Squeeze", images, graph.axes(0)), graph.constant(1))
-        number = graph.call("Unsqueeze", graph.call("Cast", number, to=1), graph.axes(1))
-        blank = graph.call("Pad", number, graph.axes(0, 0, 0, 6), graph.constant(-1.0))
         if not top_k:
-            return [graph.call("Unsqueeze", blank, graph.axes(0, 1))]
+            return [found(graph, graph.constant(np.zeros((0, 7), np.float32)), loc)]
         labels = [label for label in range(p.num_classes) if label != p.background_label_id]
         refined = self.refined([bottom.shape for bottom in bottoms])
         prior, variance = graph.node("Split", [graph.reshape(priors, [2, count, 1, 4]), graph.axes(1, 1)], 2, axis=0)
@@ -355,15 +425,19 @@ class DetectionOutput(Layer):
         if p.code_type != 2:  # a box turned inside out has no area, where ONNX would turn it back
             low, high = graph.node("Split", [chosen, graph.axes(2, 2)], 2, axis=2)
             solid = graph.call("Concat", low, graph.call("Max", low, high), axis=2)
-        selected = graph.call(
-            "NonMaxSuppression", solid, graph.call("Unsqueeze", best, graph.axes(1)), graph.axes(top_k),
-            graph.constant(float(p.nms_param.nms_threshold)), graph.constant(float(threshold)),
-        )  # fmt: skip
-        pairs = graph.call("Gather", selected, graph.axes(0, 2), axis=1)  # group, rank
-        zeros = graph.call("Expand", graph.constant(0.0), graph.sizes(best))
-        kept = graph.call(
-            "ScatterND", zeros, pairs, graph.call("Expand", graph.constant(1.0), graph.sizes(pairs, 0, 1))
-        )
+        if p.nms_param.eta == 1:
+            selected = graph.call(
+                "NonMaxSuppression", solid, graph.call("Unsqueeze", best, graph.axes(1)), graph.axes(top_k),
+                graph.constant(float(p.nms_param.nms_threshold)), graph.constant(float(threshold)),
+            )  # fmt: skip
+            pairs = graph.call("Gather", selected, graph.axes(0, 2), axis=1)  # group, rank
+            zeros = graph.call("Expand", graph.constant(0.0), graph.sizes(best))
+            kept = graph.call(
+                "ScatterND", zeros, pairs, graph.call("Expand", graph.constant(1.0), graph.sizes(pairs, 0, 1))
+            )
+        else:
+            counts = graph.call("Cast", graph.call("Greater", best, graph.constant(float(threshold))), to=1)
+            kept = suppressed_by_shrinking(graph, solid, counts, top_k, p.nms_param.nms_threshold, p.nms_param.eta)
         if p.keep_top_k > -1:
             limit = min(p.keep_top_k, len(labels) * top_k)
             lowest = graph.constant(np.float32(-np.inf))
@@ -374,19 +448,15 @@ class DetectionOutput(Layer):
             among = graph.call("Expand", graph.constant(0.0), graph.sizes(table))
             among = graph.call("ScatterElements", among, at, ones, axis=1)
             kept = graph.call("Mul", kept, graph.reshape(among, [None, top_k]))
-        found = graph.call(
-            "Transpose", graph.call("NonZero", kept), perm=(1, 0)
-        )  # (K, 2), by image, label and falling score
-        group = graph.call("Gather", found, graph.axes(0), axis=1)
+        places = graph.call("Transpose", graph.call("NonZero", kept), perm=(1, 0))  # (K, 2), by group and rank
+        group = graph.call("Gather", places, graph.axes(0), axis=1)
         image = graph.call("Cast", graph.call("Div", group, graph.axes(len(labels))), to=1)
         label = graph.call(
             "Gather", graph.constant(np.array(labels, np.float32)), graph.call("Mod", group, graph.axes(len(labels)))
         )
-        score = graph.call("Unsqueeze", graph.call("GatherND", best, found), graph.axes(1))
-        rows = graph.call("Concat", image, label, score, graph.call("GatherND", chosen, found), axis=1)
-        empty = graph.call("Equal", graph.sizes(rows, 0, 1), graph.axes(0))
-        blank = graph.call("Compress", blank, graph.call("Expand", empty, images), axis=0)
-        return [graph.call("Unsqueeze", graph.call("Concat", rows, blank, axis=0), graph.axes(0, 1))]
+        score = graph.call("Unsqueeze", graph.call("GatherND", best, places), graph.axes(1))
+        rows = graph.call("Concat", image, label, score, graph.call("GatherND", chosen, places), axis=1)
+        return [found(graph, rows, loc)]
 
 
 @register("Reorg")
@@ -582,6 +652,48 @@ class _YoloOutput(Layer):
                 )
         return [(1, 1, None, 7)]
 
+    def anchors(self, index: int, maps: int) -> tuple[Array, float]:
+        """Width and height of the boxes of map `index`, (num_box, 2), and how many of that unit a cell has."""
+        raise NotImplementedError
+
+    def scored(
+        self, graph: "OnnxGraph", objectness: "OnnxValue", classes: "OnnxValue"
+    ) -> "tuple[OnnxValue, OnnxValue, OnnxValue | None]":
+        """In ONNX: scores (N, H W, num_box, s), which of them count, and their labels; None: those are 0 to s - 1."""
+        raise NotImplementedError
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        maps = len(bottoms)
+        rows = [self.candidates(graph, x, *self.anchors(i, maps)) for i, x in enumerate(bottoms)]
+        joined = graph.call("Concat", *rows, axis=0)
+        _, score, corners = graph.node("Split", [joined, graph.axes(2, 1, 4)], 3, axis=1)
+        below = float(np.nextafter(np.float32(self.param.nms_threshold), np.float32(-1)))  # ONNX keeps what is equal
+        kept = suppressed(graph, corners, graph.call("Squeeze", score, graph.axes(1)), graph.sizes(joined, 0, 1), below)
+        return [found(graph, graph.call("Gather", joined, kept), bottoms[0])]
+
+    def candidates(self, graph: "OnnxGraph", x: "OnnxValue", anchors: Array, scale: float) -> "OnnxValue":
+        """In ONNX: rows (K, 7) of the boxes of a map whose scores count, by image, cell and box."""
+        boxes, classes = self.boxes(), self.param.num_classes
+        numbers = graph.reshape(x, [None, boxes, 5 + classes, None], copied=(0,))
+        numbers = graph.call("Transpose", numbers, perm=(0, 3, 1, 2))  # (N, H W, num_box, 5 + classes)
+        middle, size, objectness, chances = graph.node("Split", [numbers, graph.axes(2, 2, 1, classes)], 4, axis=3)
+        extent = graph.call("Cast", graph.call("Gather", graph.sizes(x, 2, 4), graph.axes(1, 0)), to=1)
+        place = graph.reshape(cells(graph, x), [None, 1, 2])
+        centre = graph.call("Div", graph.call("Add", graph.call("Sigmoid", middle), place), extent)
+        side = graph.call("Mul", graph.call("Exp", size), graph.constant(anchors))
+        side = graph.call("Div", side, graph.call("Mul", extent, graph.constant(float(scale))))
+        half = graph.call("Mul", side, graph.constant(0.5))
+        corners = graph.call("Concat", graph.call("Sub", centre, half), graph.call("Add", centre, half), axis=3)
+        score, counts, labels = self.scored(graph, objectness, chances)
+        where = graph.call("Transpose", graph.call("NonZero", counts), perm=(1, 0))
+        box, label = graph.node("Split", [where, graph.axes(3, 1)], 2, axis=1)
+        if labels:
+            label = graph.call("Unsqueeze", graph.call("GatherND", labels, where), graph.axes(1))
+        label = graph.call("Cast", graph.call("Add", label, graph.axes(1)), to=1)
+        score = graph.call("Unsqueeze", graph.call("GatherND", score, where), graph.axes(1))
+        rows = graph.call("Concat", label, score, graph.call("GatherND", corners, box), axis=1)
+        return graph.call("Pad", rows, graph.axes(0, 1, 0, 0))
+
 
 @register("YoloDetectionOutput")
 class YoloDetectionOutput(_YoloOutput):
@@ -595,7 +707,7 @@ class YoloDetectionOutput(_YoloOutput):
     Params   num_classes, num_box 5, confidence_threshold 0.01, nms_threshold 0.45, biases: width and height in cells
     Raises   ShapeError: no num_classes, biases that do not fit, another number of channels
     PyTorch  own module; suppression drops overlaps >= the threshold, over labels and images together. ONNX:
-             none.
+             NonMaxSuppression after decoding.
     Source   eric612/MobileNet-YOLO, src/caffe/layers/yolo_detection_output_layer.cpp
     """
 
@@ -613,8 +725,18 @@ class YoloDetectionOutput(_YoloOutput):
         from ..modules.detection import YoloDetectionOutput as Module
 
         p = self.param
-        anchors = np.array(p.biases[: 2 * self.boxes()]).reshape(-1, 2).tolist()
-        return Module(p.num_classes, anchors, p.confidence_threshold, p.nms_threshold)
+        return Module(p.num_classes, self.anchors(0, 1)[0].tolist(), p.confidence_threshold, p.nms_threshold)
+
+    def anchors(self, index: int, maps: int) -> tuple[Array, float]:
+        return np.array(self.param.biases[: 2 * self.boxes()]).reshape(-1, 2), 1.0
+
+    def scored(
+        self, graph: "OnnxGraph", objectness: "OnnxValue", classes: "OnnxValue"
+    ) -> "tuple[OnnxValue, OnnxValue, OnnxValue | None]":
+        chance = graph.call("Softmax", classes, axis=3)
+        score = graph.call("Mul", graph.call("Sigmoid", objectness), graph.call("ReduceMax", chance, graph.axes(3)))
+        counts = graph.call("GreaterOrEqual", score, graph.constant(self.param.confidence_threshold))
+        return score, counts, graph.call("ArgMax", chance, axis=3)
 
 
 @register("Yolov3DetectionOutput")
@@ -631,7 +753,7 @@ class Yolov3DetectionOutput(_YoloOutput):
              which of them, map by map
     Raises   ShapeError: no num_classes; anchors_scale, biases or mask that do not fit; another number of channels
     PyTorch  own module; suppression drops overlaps >= the threshold, over labels and images together. ONNX:
-             none.
+             NonMaxSuppression after decoding.
     Source   eric612/MobileNet-YOLO, src/caffe/layers/yolov3_detection_output_layer.cpp
     """
 
@@ -658,9 +780,18 @@ class Yolov3DetectionOutput(_YoloOutput):
     def module(self, bottoms: list[Shape]) -> "nn.Module":
         from ..modules.detection import Yolov3DetectionOutput as Module
 
-        p, boxes = self.param, self.boxes()
+        p, maps = self.param, len(bottoms)
+        anchors = [self.anchors(i, maps)[0].tolist() for i in range(maps)]
+        return Module(p.num_classes, anchors, tuple(p.anchors_scale[:maps]), p.confidence_threshold, p.nms_threshold)
+
+    def anchors(self, index: int, maps: int) -> tuple[Array, float]:
+        p = self.param
+        first = index * (len(p.mask) // maps)
         pairs = np.array(p.biases).reshape(-1, 2)
-        each = len(p.mask) // len(bottoms)
-        anchors = np.stack([pairs[list(p.mask[i * each : i * each + boxes])] for i in range(len(bottoms))]).tolist()
-        scales = tuple(p.anchors_scale[: len(bottoms)])
-        return Module(p.num_classes, anchors, scales, p.confidence_threshold, p.nms_threshold)
+        return pairs[list(p.mask[first : first + self.boxes()])], p.anchors_scale[index]
+
+    def scored(
+        self, graph: "OnnxGraph", objectness: "OnnxValue", classes: "OnnxValue"
+    ) -> "tuple[OnnxValue, OnnxValue, OnnxValue | None]":
+        score = graph.call("Mul", graph.call("Sigmoid", classes), graph.call("Sigmoid", objectness))
+        return score, graph.call("Greater", score, graph.constant(self.param.confidence_threshold)), None

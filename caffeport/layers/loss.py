@@ -1,5 +1,6 @@
 """Losses and accuracy: what training nets and their tests end with."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import ShapeError, UnsupportedLayer
@@ -8,8 +9,11 @@ from .base import Layer, Quirk, Shape, compatible, count, register, text
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..export.graph import OnnxGraph, OnnxValue
+
 NORMALIZATIONS = {0: "full", 1: "valid", 2: "batch_size", 3: "none"}
 FORKS_ONLY = ("label_smoothing", "pre_fixed_normalizer", "class_weighting", "weight_by_label_freqs")
+FLOAT, INT64, BOOL = 1, 7, 9  # ONNX's numbers of element types
 
 
 class _Loss(Layer):
@@ -96,6 +100,24 @@ class _LabelledLoss(_NormalizedLoss):
         axis = self.axis(self.class_axis(), scores)
         self.same_count(count((*scores[:axis], *scores[axis + 1 :])), bottoms[1], "labels")
 
+    def terms(
+        self, graph: "OnnxGraph", p: "OnnxValue", index: "OnnxValue", axis: int, further: "list[OnnxValue]"
+    ) -> "OnnxValue":
+        """The loss at each place in ONNX, from the probabilities, labels in range, and what bottoms follow those."""
+        raise NotImplementedError
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x, label, *further = bottoms
+        axis = self.axis(self.class_axis(), x.shape)
+        p = graph.call("Softmax", x, axis=axis)
+        p.shape = x.shape
+        index = indices(graph, label, x, axis)
+        safe, fits = in_range(graph, index, x, axis)
+        terms = graph.call("Where", fits, self.terms(graph, p, safe, axis, further), graph.constant(float("nan")))
+        ignored = ignored_by(graph, index, self.ignore_label)
+        loss = averaged(graph, terms, ignored, self.normalization, range(axis, len(x.shape)))
+        return [loss, p][: max(len(self.spec.top), 1)]
+
 
 @register("SoftmaxWithLoss")
 class SoftmaxWithLoss(_LabelledLoss):
@@ -109,7 +131,7 @@ class SoftmaxWithLoss(_LabelledLoss):
     Raises   ShapeError: first dimensions or the number of labels differ
              UnsupportedLayer: a fork's way to weight or normalise
     PyTorch  F.cross_entropy(reduction="sum") / Z, without the floor of 1.2e-38; a label that is no class is an error
-             there, NaN here, any number in Caffe. ONNX: none.
+             there, NaN here, any number in Caffe. ONNX: Softmax, GatherElements, Max, Log, ReduceMean.
     Source   BVLC Caffe 1.0, src/caffe/layers/softmax_loss_layer.cpp; it aborts on a second top, forks do not
     """
 
@@ -126,6 +148,13 @@ class SoftmaxWithLoss(_LabelledLoss):
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         return [Quirk(self.key, "a probability below 1.2e-38 counts as that: no term is above 87.34", "own module")]
 
+    def terms(
+        self, graph: "OnnxGraph", p: "OnnxValue", index: "OnnxValue", axis: int, further: "list[OnnxValue]"
+    ) -> "OnnxValue":
+        from ..modules.loss import FLT_MIN
+
+        return minus_log(graph, graph.call("GatherElements", p, index, axis=axis), FLT_MIN)
+
 
 @register("InfogainLoss")
 class InfogainLoss(_LabelledLoss):
@@ -137,7 +166,7 @@ class InfogainLoss(_LabelledLoss):
     Params   infogain_loss_param axis 1; loss_param ignore_label, normalization VALID; source is not read
     Raises   ShapeError: as SoftmaxWithLoss; H has not C * C values; loss_param has the old normalize
              UnsupportedLayer: no third bottom
-    PyTorch  own module. ONNX: none.
+    PyTorch  own module. ONNX: Softmax, Max, Log, Gather, Mul, ReduceSum, ReduceMean.
     Source   BVLC Caffe 1.0, src/caffe/layers/infogain_loss_layer.cpp
     """
 
@@ -171,6 +200,20 @@ class InfogainLoss(_LabelledLoss):
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         return [Quirk(self.key, "takes scores, not probabilities: the softmax is inside", "own module")]
 
+    def terms(
+        self, graph: "OnnxGraph", p: "OnnxValue", index: "OnnxValue", axis: int, further: "list[OnnxValue]"
+    ) -> "OnnxValue":
+        from ..modules.loss import LOG_THRESHOLD
+
+        (gain,), classes, last = further, p.shape[axis], len(p.shape) - 1
+        if classes is None or gain.shape != (classes, classes):
+            gain = graph.reshape(gain, (classes, None))
+        weight = graph.call("Squeeze", graph.call("Gather", gain, index, axis=0), graph.axes(axis))  # classes are last
+        if axis != last:
+            weight = graph.call("Transpose", weight, perm=(*range(axis), last, *range(axis, last)))
+        each = graph.call("Mul", weight, minus_log(graph, p, LOG_THRESHOLD))
+        return graph.call("ReduceSum", each, graph.axes(axis), keepdims=1)
+
 
 @register("SigmoidCrossEntropyLoss")
 class SigmoidCrossEntropyLoss(_NormalizedLoss):
@@ -181,7 +224,8 @@ class SigmoidCrossEntropyLoss(_NormalizedLoss):
     Shapes   scores (N, ...), targets (N, ...), as many -> loss, a scalar
     Params   loss_param ignore_label (compared with the truncated target), normalization BATCH_SIZE
     Raises   ShapeError: first dimensions or numbers of values differ. UnsupportedLayer: as SoftmaxWithLoss
-    PyTorch  F.binary_cross_entropy_with_logits(reduction="sum") / Z, within rounding. ONNX: none.
+    PyTorch  F.binary_cross_entropy_with_logits(reduction="sum") / Z, within rounding. ONNX: Exp, Log, Mul, Sub,
+             ReduceSum, ReduceMean.
     Source   BVLC Caffe 1.0, src/caffe/layers/sigmoid_cross_entropy_loss_layer.cpp
     """
 
@@ -195,6 +239,16 @@ class SigmoidCrossEntropyLoss(_NormalizedLoss):
 
         return Module(self.normalization, self.ignore_label)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x, target = (rows(graph, bottom) for bottom in bottoms)
+        positive = graph.call("Cast", graph.call("GreaterOrEqual", x, graph.constant(0.0)), to=FLOAT)
+        negative = graph.call("Sub", x, graph.call("Mul", graph.call("Add", x, x), positive))  # -|x|
+        log = graph.call("Log", graph.call("Add", graph.call("Exp", negative), graph.constant(1.0)))
+        terms = graph.call("Sub", log, graph.call("Mul", x, graph.call("Sub", target, positive)))
+        ignore = self.ignore_label
+        ignored = None if ignore is None else ignored_by(graph, graph.call("Cast", target, to=INT64), ignore)
+        return [averaged(graph, terms, ignored, self.normalization, (1,))]
+
 
 @register("MultinomialLogisticLoss")
 class MultinomialLogisticLoss(_Loss):
@@ -202,7 +256,8 @@ class MultinomialLogisticLoss(_Loss):
 
     Shapes   probabilities (N, ...), labels (N) or (N, 1, 1, 1) -> loss, a scalar
     Raises   ShapeError: first dimensions differ, more than one label an item, more than 4 axes
-    PyTorch  F.nll_loss of log(max(p, 1e-20)). Below 1e-20 its gradient is 0, Caffe's -1 / (N 1e-20). ONNX: none.
+    PyTorch  F.nll_loss of log(max(p, 1e-20)). Below 1e-20 its gradient is 0, Caffe's -1 / (N 1e-20).
+             ONNX: GatherElements, Max, Log, ReduceMean.
     Source   BVLC Caffe 1.0, src/caffe/layers/multinomial_logistic_loss_layer.cpp
     """
 
@@ -215,6 +270,16 @@ class MultinomialLogisticLoss(_Loss):
 
         return Module()
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        from ..modules.loss import LOG_THRESHOLD
+
+        p = rows(graph, bottoms[0])
+        index = graph.call("Cast", graph.reshape(bottoms[1], (None, 1)), to=INT64)
+        safe, fits = in_range(graph, index, p, 1)
+        terms = minus_log(graph, graph.call("GatherElements", p, safe, axis=1), LOG_THRESHOLD)
+        terms = graph.call("Where", fits, terms, graph.constant(float("nan")))
+        return [graph.call("ReduceMean", terms, keepdims=0)]
+
 
 @register("EuclideanLoss")
 class EuclideanLoss(_Loss):
@@ -222,7 +287,7 @@ class EuclideanLoss(_Loss):
 
     Shapes   a (N, ...), b (N, ...), as many values an item -> loss, a scalar
     Raises   ShapeError: first dimensions or values an item differ, a has more than 4 axes
-    PyTorch  F.mse_loss(reduction="sum") / (2 N), equal. ONNX: none.
+    PyTorch  F.mse_loss(reduction="sum") / (2 N), equal. ONNX: Sub, ReduceSumSquare, ReduceMean, Mul.
     Source   BVLC Caffe 1.0, src/caffe/layers/euclidean_loss_layer.cpp
     """
 
@@ -237,6 +302,11 @@ class EuclideanLoss(_Loss):
 
         return Module()
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        a, b = (rows(graph, bottom) for bottom in bottoms)
+        square = graph.call("ReduceSumSquare", graph.call("Sub", a, b), graph.axes(1), keepdims=0)
+        return [graph.call("Mul", graph.call("ReduceMean", square, keepdims=0), graph.constant(0.5))]
+
 
 @register("HingeLoss")
 class HingeLoss(_Loss):
@@ -245,7 +315,8 @@ class HingeLoss(_Loss):
     Shapes   scores (N, ...), labels (N), or more, of which the first N count -> loss, a scalar
     Params   norm L1: sum / N; L2: sum of squares / N
     Raises   ShapeError: first dimensions differ, scores have more than 4 axes
-    PyTorch  own module; nn.MultiMarginLoss compares classes with each other. ONNX: none.
+    PyTorch  own module; nn.MultiMarginLoss compares classes with each other. ONNX: Equal, Where, Add, Relu,
+             ReduceSum or ReduceSumSquare, ReduceMean.
     Source   BVLC Caffe 1.0, src/caffe/layers/hinge_loss_layer.cpp
     """
 
@@ -259,6 +330,14 @@ class HingeLoss(_Loss):
 
         return Module(self.param.norm == self.param.L2)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        x = rows(graph, bottoms[0])
+        index = graph.call("Unsqueeze", one_index_each(graph, bottoms[1], bottoms[0]), graph.axes(1))
+        signed = graph.call("Where", is_class(graph, index, x, 1, 0), graph.call("Neg", x), x)
+        margin = graph.call("Relu", graph.call("Add", signed, graph.constant(1.0)))
+        norm = "ReduceSumSquare" if self.param.norm == self.param.L2 else "ReduceSum"
+        return [graph.call("ReduceMean", graph.call(norm, margin, graph.axes(1), keepdims=0), keepdims=0)]
+
 
 @register("ContrastiveLoss")
 class ContrastiveLoss(_Loss):
@@ -269,7 +348,8 @@ class ContrastiveLoss(_Loss):
     Shapes   a, b (N, C) or (N, C, 1, 1), alike (N) or (N, 1, 1, 1), 0 or not -> loss, a scalar
     Params   margin 1; legacy_version false: where true, max(margin - d^2, 0)
     Raises   ShapeError: channels differ, more than C values an item, fewer marks than pairs
-    PyTorch  own module. Its gradient is the derivative; Caffe divides by d + 1e-4 in place of d. ONNX: none.
+    PyTorch  own module. Its gradient is the derivative; Caffe divides by d + 1e-4 in place of d. ONNX: Sub,
+             ReduceSumSquare, Sqrt, Relu, Where, ReduceMean, Mul.
     Source   BVLC Caffe 1.0, src/caffe/layers/contrastive_loss_layer.cpp
     """
 
@@ -294,6 +374,16 @@ class ContrastiveLoss(_Loss):
 
         return Module(self.param.margin, self.param.legacy_version)
 
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        a, b, alike = bottoms
+        difference = graph.call("Sub", rows(graph, a), rows(graph, b))
+        square = graph.call("ReduceSumSquare", difference, graph.axes(1), keepdims=0)
+        legacy, margin = self.param.legacy_version, graph.constant(self.param.margin)
+        apart = graph.call("Relu", graph.call("Sub", margin, square if legacy else graph.call("Sqrt", square)))
+        same = graph.call("Cast", one_index_each(graph, alike, a), to=BOOL)
+        terms = graph.call("Where", same, square, apart if legacy else graph.call("Mul", apart, apart))
+        return [graph.call("Mul", graph.call("ReduceMean", terms, keepdims=0), graph.constant(0.5))]
+
 
 @register("Accuracy")
 class Accuracy(Layer):
@@ -304,7 +394,8 @@ class Accuracy(Layer):
     Shapes   scores (N.., C, ...), labels, one for each place -> accuracy, a scalar [, that of each class (C)]
     Params   top_k 1; axis 1; ignore_label
     Raises   ShapeError: the number of labels differs, top_k is more than the classes
-    PyTorch  own module; topk lets a label win some ties. No gradient. ONNX: none.
+    PyTorch  own module; topk lets a label win some ties. No gradient. ONNX: GatherElements, GreaterOrEqual,
+             ReduceSum, LessOrEqual, ReduceMean.
     Source   BVLC Caffe 1.0, src/caffe/layers/accuracy_layer.cpp
     """
 
@@ -338,3 +429,99 @@ class Accuracy(Layer):
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         return [Quirk(self.key, "a score equal to the label's counts as better", "own module")]
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x, label), p = bottoms, self.param
+        axis = self.axis(p.axis, x.shape)
+        index = indices(graph, label, x, axis)
+        safe, fits = in_range(graph, index, x, axis)
+        as_good = graph.call("GreaterOrEqual", x, graph.call("GatherElements", x, safe, axis=axis))
+        place = graph.call("ReduceSum", graph.call("Cast", as_good, to=FLOAT), graph.axes(axis), keepdims=1)
+        found = graph.call("LessOrEqual", place, graph.constant(float(p.top_k)))  # place 0 is that of a NaN
+        right = graph.call("Cast", graph.call("And", found, fits), to=FLOAT)
+        ignored = ignored_by(graph, index, p.ignore_label if p.HasField("ignore_label") else None)
+        accuracy = averaged(graph, right, ignored, "valid")
+        if len(self.spec.top) == 1:
+            return [accuracy]
+        others = [other for other in range(len(x.shape)) if other != axis]
+        member = is_class(graph, index, x, axis, len(x.shape) - 1 - axis)
+        if ignored is not None:
+            member = graph.call("And", member, graph.call("Not", ignored))
+        member = graph.call("Cast", member, to=FLOAT)
+        hits, members = graph.call("Mul", member, right), member
+        if others:
+            hits, members = (graph.call("ReduceSum", x, graph.axes(*others), keepdims=0) for x in (hits, members))
+        return [accuracy, graph.call("Div", hits, graph.call("Max", members, graph.constant(1.0)))]
+
+
+# ---- what the ONNX forms share
+
+
+def rows(graph: "OnnxGraph", x: "OnnxValue") -> "OnnxValue":
+    """x as (N, values of an item)."""
+    return x if len(x.shape) == 2 else graph.call("Flatten", x, axis=1)
+
+
+def indices(graph: "OnnxGraph", label: "OnnxValue", x: "OnnxValue", axis: int) -> "OnnxValue":
+    """Labels as whole numbers, under x's shape but for the axis, along which x has the classes: there it has size 1."""
+    wanted = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    if wanted.count(None) > 1:
+        sizes = graph.sizes(x, 0, axis), graph.axes(1), graph.sizes(x, axis + 1)
+        label = graph.call("Reshape", label, graph.call("Concat", *sizes, axis=0))
+    elif label.shape != wanted:
+        label = graph.reshape(label, wanted)
+    return graph.call("Cast", label, to=INT64)
+
+
+def one_index_each(graph: "OnnxGraph", label: "OnnxValue", x: "OnnxValue") -> "OnnxValue":
+    """The first labels as whole numbers, one for each item of x: (N)."""
+    flat = label if len(label.shape) == 1 else graph.reshape(label, (None,))
+    if x.shape[0] is None or count(label.shape) != x.shape[0]:
+        flat = graph.call("Slice", flat, graph.axes(0), graph.sizes(x, 0, 1), graph.axes(0))
+    return graph.call("Cast", flat, to=INT64)
+
+
+def in_range(graph: "OnnxGraph", index: "OnnxValue", x: "OnnxValue", axis: int) -> "tuple[OnnxValue, OnnxValue]":
+    """Indices that are safe to look up along x's axis, and whether the given ones are."""
+    safe = graph.call("Mod", index, graph.sizes(x, axis, axis + 1))  # not negative, and unchanged where in range
+    return safe, graph.call("Equal", index, safe)
+
+
+def is_class(graph: "OnnxGraph", index: "OnnxValue", x: "OnnxValue", axis: int, after: int) -> "OnnxValue":
+    """Whether each index along x's axis is the given one, which has size 1 there and `after` axes behind."""
+    size = graph.call("Squeeze", graph.sizes(x, axis, axis + 1), graph.axes(0))
+    classes = graph.call("Range", graph.constant(0), size, graph.constant(1))
+    if after:
+        classes = graph.call("Unsqueeze", classes, graph.axes(*range(1, after + 1)))
+    return graph.call("Equal", index, classes)
+
+
+def minus_log(graph: "OnnxGraph", p: "OnnxValue", least: float) -> "OnnxValue":
+    """-log(max(p, least))."""
+    return graph.call("Neg", graph.call("Log", graph.call("Max", p, graph.constant(least))))
+
+
+def ignored_by(graph: "OnnxGraph", index: "OnnxValue", ignore_label: int | None) -> "OnnxValue | None":
+    """Which labels do not count; None where all do."""
+    return None if ignore_label is None else graph.call("Equal", index, graph.constant(ignore_label))
+
+
+def averaged(
+    graph: "OnnxGraph",
+    terms: "OnnxValue",
+    ignored: "OnnxValue | None",
+    normalization: str,
+    inner: Iterable[int] = (),
+) -> "OnnxValue":
+    """Sum of the terms that are not ignored, divided by what the normalization counts; `inner` are an item's axes."""
+    if ignored is not None:
+        terms = graph.call("Where", ignored, graph.constant(0.0), terms)
+    if normalization == "valid" and ignored is not None:
+        kept = graph.call("ReduceSum", graph.call("Cast", graph.call("Not", ignored), to=FLOAT), keepdims=0)
+        number = graph.call("Max", kept, graph.constant(1.0))
+        return graph.call("Div", graph.call("ReduceSum", terms, keepdims=0), number)
+    if normalization == "none":
+        return graph.call("ReduceSum", terms, keepdims=0)
+    if normalization == "batch_size":
+        terms = graph.call("ReduceSum", terms, graph.axes(*inner), keepdims=0)
+    return graph.call("ReduceMean", terms, keepdims=0)

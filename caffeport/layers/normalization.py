@@ -394,7 +394,7 @@ class MVN(Layer):
     Shapes   bottom, up to 4 axes -> top with 4 axes ((2, 3) becomes (2, 3, 1, 1))
     Params   normalize_variance true; across_channels false; eps 1e-9
     Raises   ShapeError: more than 4 axes
-    PyTorch  own module; nn.InstanceNorm2d has eps inside of the root. ONNX: MeanVarianceNormalization, or composed.
+    PyTorch  own module; nn.InstanceNorm2d has eps inside of the root. ONNX: ReduceMean, Sub, Mul, Sqrt, Div.
     Source   BVLC Caffe 1.0, src/caffe/layers/mvn_layer.cpp
     """
 
@@ -426,8 +426,7 @@ class MVN(Layer):
         if missing:
             x = graph.call("Unsqueeze", x, graph.axes(*range(len(x.shape), 4)))
         axes = (1, 2, 3) if p.across_channels else (2, 3)
-        if p.normalize_variance and p.eps == np.float32(1e-9):  # ONNX's eps is fixed, and outside of the root too
-            return [graph.call("MeanVarianceNormalization", x, axes=axes)]
+        # Not MeanVarianceNormalization: onnxruntime leaves out its eps, so that a plane of one value becomes NaN.
         d = graph.call("Sub", x, graph.call("ReduceMean", x, graph.axes(*axes), keepdims=1))
         if not p.normalize_variance:
             return [d]

@@ -3,13 +3,17 @@
 import re
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import FormatError, ShapeError, UnsupportedLayer
 from .base import Layer, Quirk, Shape, count, register, text
+from .detection import cells, suppressed
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..export.graph import OnnxGraph, OnnxValue
+    from ..modules.rcnn import Proposal as ProposalModule
 
 
 def check_rois(layer: Layer, bottoms: list[Shape]) -> int | None:
@@ -63,6 +67,14 @@ class ROIPooling(Layer):
         return [graph.call("MaxRoiPool", x, flat, pooled_shape=self.size(), spatial_scale=self.param.spatial_scale)]
 
 
+def rounded(graph: "OnnxGraph", x: "OnnxValue") -> "OnnxValue":
+    """In ONNX: the nearest whole number, halves away from zero; Round takes halves to even."""
+    size = graph.call("Abs", x)
+    whole = graph.call("Floor", size)
+    up = graph.call("GreaterOrEqual", graph.call("Sub", size, whole), graph.constant(0.5))
+    return graph.call("Mul", graph.call("Sign", x), graph.call("Add", whole, graph.call("Cast", up, to=1)))
+
+
 @register("PSROIPooling")
 class PSROIPooling(Layer):
     """Mean in each of group_size x group_size bins of each region, every bin from channels of its own.
@@ -70,7 +82,8 @@ class PSROIPooling(Layer):
     Shapes   map (N, D g^2, H, W), rois (R, 5 [, 1, 1]) as ROIPooling -> top (R, D, g, g)
     Params   output_dim (D), group_size (g), spatial_scale: all required
     Raises   ShapeError: a parameter is missing, the map has another number of channels, rois are not R x 5
-    PyTorch  own module; torchvision's ps_roi_pool scales before it rounds, this rounds before it scales. ONNX: none.
+    PyTorch  own module; torchvision's ps_roi_pool scales before it rounds, this rounds before it scales. ONNX: CumSum
+             twice, in double precision, and Gather of each bin's four corners.
     Source   daijifeng001/caffe-rfcn, src/caffe/layers/psroi_pooling_layer.cu
     """
 
@@ -96,6 +109,62 @@ class PSROIPooling(Layer):
         from ..modules.rcnn import PSROIPool
 
         return PSROIPool(self.param.output_dim, self.param.group_size, self.param.spatial_scale)
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        (x, rois), group, outputs = bottoms, self.param.group_size, self.param.output_dim
+        size = graph.sizes(x, 2, 4) if None in x.shape[2:] else graph.axes(*x.shape[2:])  # type: ignore[arg-type]
+        image, first, end = self._bins(graph, rois, graph.reshape(graph.call("Cast", size, to=1), [2, 1]))
+        # Running sums, after a row and a column of zeros, as rows (N g^2 (H + 1) (W + 1), D).
+        sums = graph.call("Pad", graph.call("Cast", x, to=11), graph.axes(0, 0, 1, 1, 0, 0, 0, 0))
+        for axis in (2, 3):
+            sums = graph.call("CumSum", sums, graph.constant(axis))
+        sums = graph.reshape(sums, [None, outputs, group * group, None], copied=(0,))
+        sums = graph.reshape(graph.call("Transpose", sums, perm=(0, 2, 3, 1)), [None, outputs])
+        height, width = graph.node("Split", [graph.call("Add", size, graph.axes(1)), graph.axes(1, 1)], 2, axis=0)
+        cell = graph.constant(np.arange(group * group).reshape(group, group))
+        plane = graph.call("Add", graph.call("Mul", image, graph.axes(group * group)), cell)
+        plane = graph.call("Mul", plane, graph.call("Mul", height, width))  # where each bin's plane begins (R, g, g)
+
+        def apart(edges: "OnnxValue") -> "tuple[OnnxValue, OnnxValue]":
+            """Rows (R, g, 1) and columns (R, 1, g)."""
+            y, x = graph.node("Split", [edges, graph.axes(1, 1)], 2, axis=1)
+            return graph.call("Transpose", y, perm=(0, 2, 1)), x
+
+        def before(y: "OnnxValue", x: "OnnxValue") -> "OnnxValue":
+            """Sum of all that lies above row y and left of column x in each bin's plane: (R, g, g, D)."""
+            place = graph.call("Add", graph.call("Add", plane, graph.call("Mul", y, width)), x)
+            return graph.call("Gather", sums, place, axis=0)
+
+        (y0, x0), (y1, x1) = apart(first), apart(end)
+        lower = graph.call("Sub", before(y1, x1), before(y0, x1))
+        total = graph.call("Sub", lower, graph.call("Sub", before(y1, x0), before(y0, x0)))  # 0 in an empty bin
+        area = graph.call("Mul", graph.call("Sub", y1, y0), graph.call("Sub", x1, x0))
+        area = graph.call("Unsqueeze", graph.call("Max", area, graph.axes(1)), graph.axes(3))
+        mean = graph.call("Cast", graph.call("Div", total, graph.call("Cast", area, to=11)), to=1)
+        return [graph.call("Transpose", mean, perm=(0, 3, 1, 2))]
+
+    def _bins(
+        self, graph: "OnnxGraph", rois: "OnnxValue", limit: "OnnxValue"
+    ) -> "tuple[OnnxValue, OnnxValue, OnnxValue]":
+        """Index of each region's image (R, 1, 1); first row and column of each bin, and the ones after its last.
+
+        These are (R, 2, g), cut to `limit` (2, 1): height and width. An empty bin ends where it begins.
+        """
+        group = self.param.group_size
+        rois = graph.reshape(rois, [None, 5, 1])
+        image, corners = graph.node("Split", [rois, graph.axes(1, 4)], 2, axis=1)
+        corners = graph.call("Add", rounded(graph, corners), graph.constant(np.array([0, 0, 1, 1.0]).reshape(4, 1)))
+        corners = graph.call("Mul", corners, graph.constant(self.param.spatial_scale))
+        low, high = (graph.call("Gather", corners, graph.axes(*yx), axis=1) for yx in ((1, 0), (3, 2)))
+        extent = graph.call("Max", graph.call("Sub", high, low), graph.constant(0.1))
+        step = graph.call("Div", extent, graph.constant(float(group)))
+        edges = []
+        for start, rounding in ((0, "Floor"), (1, "Ceil")):
+            number = graph.constant(np.arange(start, start + group, dtype=np.float32))
+            edge = graph.call(rounding, graph.call("Add", graph.call("Mul", number, step), low))
+            edge = graph.call("Min", graph.call("Max", edge, graph.constant(0.0)), limit)
+            edges.append(graph.call("Cast", edge, to=7))
+        return graph.call("Cast", image, to=7), edges[0], graph.call("Max", *edges)
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         return [
@@ -142,6 +211,59 @@ class _Proposal(Layer):
     def found(self) -> list[Shape]:
         raise NotImplementedError
 
+    def module(self, bottoms: list[Shape]) -> "ProposalModule":
+        raise NotImplementedError
+
+    def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
+        scores, deltas, info = bottoms
+        rules = self.module([bottom.shape for bottom in bottoms])
+        _, score = graph.node("Split", [scores, graph.axes(self.anchors(), self.anchors())], 2, axis=1)
+        score = graph.reshape(graph.call("Transpose", score, perm=(0, 2, 3, 1)), [None])
+        boxes, large = boxes_in_image(graph, *moved_anchors(graph, deltas, rules), graph.reshape(info, [None]), rules)
+        if rules.python:
+            boxes, score = (graph.call("Compress", x, large, axis=0) for x in (boxes, score))
+        else:
+            score = graph.call("Where", large, score, graph.constant(0.0))
+        before = graph.call("Min", graph.sizes(score), graph.axes(rules.before))
+        score, order = graph.node("TopK", [score, before], 2, axis=0)  # equal scores stay in their order
+        boxes = graph.call("Gather", boxes, order)
+        ends = graph.call("Add", boxes, graph.constant([0.0, 0.0, 1.0, 1.0]))  # corners are pixels, and inclusive
+        kept = suppressed(graph, ends, score, graph.axes(rules.after), rules.nms_threshold)
+        tops = [graph.call("Pad", graph.call("Gather", boxes, kept), graph.axes(0, 1, 0, 0))]
+        if rules.with_scores:
+            score = graph.call("Gather", score, kept)
+            tops.append(graph.call("Unsqueeze", score, graph.axes(1)) if rules.python else score)
+        return tops
+
+
+def moved_anchors(graph: "OnnxGraph", deltas: "OnnxValue", rules: "ProposalModule") -> "tuple[OnnxValue, OnnxValue]":
+    """In ONNX: the anchors at all places of the map, moved by the deltas (1, 4 A, H, W): corners, each (H, W, A, 2)."""
+    anchors = rules.anchors.numpy()
+    shift = graph.call("Mul", cells(graph, deltas), graph.constant(float(rules.stride)))
+    low, high = (graph.call("Add", shift, graph.constant(corner)) for corner in (anchors[:, :2], anchors[:, 2:]))
+    size = graph.call("Add", graph.call("Sub", high, low), graph.constant(1.0))
+    change = graph.reshape(deltas, [len(anchors), 4, None, None], copied=(2, 3))
+    change = graph.call("Transpose", change, perm=(2, 3, 0, 1))  # (H, W, A, 4)
+    move, growth = graph.node("Split", [change, graph.axes(2, 2)], 2, axis=3)
+    half = graph.call("Mul", size, graph.constant(0.5))
+    centre = graph.call("Add", graph.call("Add", low, half), graph.call("Mul", move, size))
+    half = graph.call("Mul", half, graph.call("Exp", growth))
+    return graph.call("Sub", centre, half), graph.call("Add", centre, half)
+
+
+def boxes_in_image(
+    graph: "OnnxGraph", low: "OnnxValue", high: "OnnxValue", info: "OnnxValue", rules: "ProposalModule"
+) -> "tuple[OnnxValue, OnnxValue]":
+    """In ONNX: boxes (K, 4) cut to the image, from corners (H, W, A, 2), and which of them (K) reach min_size."""
+    limit = graph.call("Sub", graph.call("Gather", info, graph.axes(1, 0)), graph.constant(1.0))  # x, y
+    low, high = (graph.call("Min", graph.call("Max", corner, graph.constant(0.0)), limit) for corner in (low, high))
+    scale = graph.call("Gather", info, graph.axes(2) if rules.python else graph.axes(3, 2))
+    least = graph.call("Mul", scale, graph.constant(float(rules.min_size)))
+    side = graph.call("Add", graph.call("Sub", high, low), graph.constant(1.0))
+    spare = graph.reshape(graph.call("ReduceMin", graph.call("Sub", side, least), graph.axes(3)), [None])
+    boxes = graph.reshape(graph.call("Concat", low, high, axis=3), [None, 4])
+    return boxes, graph.call("GreaterOrEqual", spare, graph.constant(0.0))
+
 
 @register("Proposal")
 class Proposal(_Proposal):
@@ -153,7 +275,9 @@ class Proposal(_Proposal):
              post_nms_topn 300, nms_thresh 0.7
     Raises   ShapeError: more than one image, other channels than A needs. UnsupportedLayer: the form with
              anchor_base_size and max_rois
-    PyTorch  own module; boxes below min_size get the score 0 and may still come out. ONNX: none.
+    PyTorch  own module; boxes below min_size get the score 0 and may still come out. ONNX: TopK and
+             NonMaxSuppression; boxes less than a pixel apart overlap there by the rest of that pixel, which counts for
+             boxes of few pixels or a tiny nms_thresh only.
     Source   sanghoon/caffe, src/caffe/layers/proposal_layer.cpp
     """
 
@@ -175,7 +299,7 @@ class Proposal(_Proposal):
     def found(self) -> list[Shape]:
         return [(None, 5), (None,)]
 
-    def module(self, bottoms: list[Shape]) -> "nn.Module":
+    def module(self, bottoms: list[Shape]) -> "ProposalModule":
         from ..modules.rcnn import Proposal as Module
         from ..modules.rcnn import generate_anchors
 
@@ -219,7 +343,7 @@ class PythonProposal(_Proposal):
     Params   param_str: feat_stride (pixels), scales 8, 16, 32, ratios 0.5, 1, 2; TEST settings: 6000 before and 300
              after suppression at 0.7, boxes below 16 pixels of the unscaled image removed
     Raises   FormatError: no feat_stride. ShapeError: more than one image, other channels than A needs
-    PyTorch  own module; suppression drops overlaps >= 0.7. ONNX: none.
+    PyTorch  own module; suppression drops overlaps >= 0.7. ONNX: Compress, TopK and NonMaxSuppression.
     Source   rbgirshick/py-faster-rcnn, lib/rpn/proposal_layer.py, generate_anchors.py, lib/fast_rcnn/config.py
     """
 
@@ -243,7 +367,7 @@ class PythonProposal(_Proposal):
     def found(self) -> list[Shape]:
         return [(None, 5), (None, 1)]
 
-    def module(self, bottoms: list[Shape]) -> "nn.Module":
+    def module(self, bottoms: list[Shape]) -> "ProposalModule":
         from ..modules.rcnn import Proposal as Module
         from ..modules.rcnn import generate_anchors
 

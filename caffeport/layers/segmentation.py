@@ -87,8 +87,8 @@ class Interp(Layer):
         if height is None or width is None:
             raise graph.refuse("its size depends on that of the map: fix height and width")
         if start or end:
-            ends = graph.axes(*(i - end for i in x.shape[2:]))
-            x = graph.call("Slice", x, graph.axes(start, start), ends, graph.axes(2, 3))
+            last = -end or 2**31
+            x = graph.call("Slice", x, graph.axes(start, start), graph.axes(last, last), graph.axes(2, 3))
         how = {"mode": "linear", "coordinate_transformation_mode": "align_corners", "axes": (2, 3)}
         return [graph.call("Resize", x, None, None, graph.axes(height, width), **how)]
 

@@ -49,11 +49,15 @@ def verify(
     Raises InputError and ReferenceMismatch where the arrays are not this net's. A layer that differs is a result, not
     an error.
     """
-    if not precisions:
-        raise InputError("precisions: give at least one of ieee, tf32, bf16, fp16")
+    if not precisions or isinstance(precisions, str) or not isinstance(precisions, Sequence):
+        raise InputError("precisions: give a list with at least one of ieee, tf32, bf16, fp16")
+    if not isinstance(inputs, Mapping | None):
+        raise InputError(f"inputs: give a mapping of arrays by blob name; got {type(inputs).__name__}")
     arithmetics = [under_test(device, precision) for precision in precisions]
     limits = limits or Limits()
-    with _opened(network, reference, inputs) as source, deterministic():
+    if not isinstance(limits, Limits) or not (limits.rms >= 0 and limits.largest >= 0):
+        raise InputError(f"limits: give Limits of two numbers that are not negative; got {limits!r}")
+    with _opened(network, reference, inputs) as source, deterministic(), torch.no_grad():
         fed, shapes = _inputs(network, source, inputs)
         stored = match(source, network.graph, shapes)
         notes = _notes(network, source, stored, inputs, fed)
@@ -123,6 +127,9 @@ def _inputs(
         for value in network.graph.inputs
         if slots[value.slot] is not None
     }
+    empty = [value.blob for value, array in fed.items() if not array.numel()]
+    if empty:
+        raise ReferenceMismatch(f"{source.origin}: input {', '.join(map(repr, empty))} has no values to compare with")
     return fed, network.graph.shapes({value: tuple(array.shape) for value, array in fed.items()})
 
 
@@ -138,6 +145,12 @@ def _notes(network: Network, source: Reference, stored: Mapping[Value, Stored], 
         notes.append(
             f"{some} arrays of the reference hold only the first {', '.join(map(str, sorted(parts)))} of "
             f"the batch; those items were compared"
+        )
+    short = {at.key: source.short[at.key] for at in stored.values() if at.key in source.short}
+    if short:
+        notes.append(
+            f"{len(short)} arrays of the reference are of type {', '.join(sorted(set(short.values())))}, such as "
+            f"{next(iter(short))!r}: they hold other digits than Caffe's float32, so that right layers may fail"
         )
     if inputs:
         held = source.inputs(network.graph)
@@ -256,8 +269,7 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
 
 def _forward(network: Network, fed: Values) -> dict[str, Tensor]:
     """The outputs as the user gets them."""
-    with torch.no_grad():
-        found = network({value.blob: array for value, array in fed.items()})
+    found = network({value.blob: array for value, array in fed.items()})
     return found if isinstance(found, dict) else {network.outputs[0]: found}
 
 

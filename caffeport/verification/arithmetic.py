@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..graph import Step
 from ..network import Network
 from ..plan import converted
+from .yardstick import as_caffe
 
 CPU = torch.device("cpu")
 PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
@@ -27,6 +28,7 @@ class Arithmetic:
     tf32     products of matrices and convolutions see 10 bits of each factor, as on NVIDIA's cards since Ampere;
              elsewhere
              the factors are rounded before the layer runs
+    plain    layers are computed as Caffe does, where that errs more than ours
     """
 
     name: str
@@ -34,6 +36,7 @@ class Arithmetic:
     device: torch.device = CPU
     threads: int | None = None
     tf32: bool = False
+    plain: bool = False
 
     def run(
         self, network: Network, step: Step, bottoms: Sequence[Tensor], module: nn.Module | None = None
@@ -46,6 +49,8 @@ class Arithmetic:
                 and multiplies(own := module or network.get_submodule(network.names[step.key]))
             ):
                 module, bottoms = weights_rounded(own, "tf32"), [rounded(x.float(), "tf32") for x in bottoms]
+            if self.plain and module is None:
+                module = as_caffe(step, network.get_submodule(network.names[step.key]))
             try:
                 return network.run_step(step, bottoms, self.dtype, self.device, module)
             except torch.OutOfMemoryError as error:
@@ -68,7 +73,7 @@ class Arithmetic:
 
 
 TRUTH = Arithmetic("float64", torch.float64)
-YARDSTICK = Arithmetic("float32", threads=1)
+YARDSTICK = Arithmetic("float32", threads=1, plain=True)
 BLOCK = 1 << 20  # numbers of a matrix that are converted at a time
 
 
@@ -107,8 +112,8 @@ def under_test(device: str | torch.device, precision: str) -> Arithmetic:
         raise InputError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
     try:
         place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=place).cpu()  # not so of the meta device
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return Arithmetic(precision, _DTYPES.get(precision, torch.float32), place, tf32=precision == "tf32")
 

@@ -20,6 +20,7 @@ from .arithmetic import TRUTH, YARDSTICK, Arithmetic, in_float64
 from .judge import HALF_STEP, Growth, Judgement, growth, judge
 from .picture import Gallery
 from .reference import Reference, Stored
+from .yardstick import as_caffe
 
 Values = dict[Value, Tensor]
 FEW = 64  # values that are no sample of the noise
@@ -93,6 +94,7 @@ class Walk:
         self.args: tuple[list[Tensor], list[Tensor]] = [], []  # what the layer at hand was fed, by road, in float64
         self.doubled: tuple[Step, nn.Module] | None = None  # the layer at hand in float64
         self.parted: set[Value] = set()  # where both roads differ, because the reference has been put in
+        self.apart: set[Value] = set()  # local values that c32 has otherwise than d32, if `same`
         self.lost: dict[Value, str] = {}  # values that could not be computed on the local road, and why
         self.last = _last_use(network)
         for value, array in inputs.items():
@@ -177,8 +179,12 @@ class Walk:
 
     def _compute(self, lanes: Sequence[Values], step: Step, bottoms: Sequence[list[Tensor]]) -> None:
         self.args = (self.args[0], bottoms[0]) if lanes is self.whole else (bottoms[0], bottoms[0])
+        apart = as_caffe(step, self.network.get_submodule(self.network.names[step.key])) is not None
+        if lanes is self.local and (apart or any(value in self.apart for value in step.reads)):
+            self.apart.update(step.tops)
+        same = self.same and self.apart.isdisjoint(step.tops)
         for arithmetic, lane, args in zip((TRUTH, YARDSTICK, self.tested), lanes, bottoms, strict=False):
-            if arithmetic is self.tested and self.same:
+            if arithmetic is self.tested and same:
                 lane |= {top: lanes[1][top] for top in step.tops if top in lanes[1]}
             else:
                 module = self._double(step) if arithmetic is TRUTH else None
@@ -292,6 +298,7 @@ class Walk:
         self.known[top] = ref
         self.since.pop(top, None)
         self.carried.pop((0, top), None)
+        self.apart.discard(top)
         self.items.pop(top, None)
         if at.items is not None:
             self.items[top] = at.items

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 SECONDS = 20.0  # that a diagnosis may take, about
 SHARE = 50.0  # by which a supposition has to take the ratio down to be named
+PLAIN = 16  # so few different weights are short by design, such as those of bilinear upsampling
+WORST = 1e30  # a ratio, for a search that wants finite ones
+SLIGHT = 3.0  # a ratio that passes, and that right layers rarely have
 CERTAIN = 2.0  # a ratio at which a long segment is not searched any further
 NAMES = {"tf32": "TF32's 10 bits", "fp16": "fp16", "bf16": "bf16"}
 
@@ -64,11 +67,17 @@ def _wiring(row: LayerResult, report: Report) -> Cause:
     growth = row.growth
     ratio = growth.ratio if growth else math.inf
     local = row.judgement.ratio if row.judgement else 1.0
+    before = [r for r in report.layers[: report.layers.index(row)] if r.judgement]
+    worst = max(before, key=lambda r: r.judgement.ratio if r.judgement else 0.0, default=None)
+    evidence = ""
+    if worst is not None and worst.judgement and worst.judgement.ratio > SLIGHT:
+        evidence = f"before it {worst.layer!r} is furthest off, by {worst.judgement.ratio:.3g} times its noise"
     return Cause(
         "the layer is right by itself, so what it was given is wrong: its wiring, or a layer before it "
-        "that was not judged",
+        "that was not judged or is slightly off",
         ratio,
         local,
+        evidence,
     )
 
 
@@ -149,8 +158,9 @@ class _Case:
         if not error.numel():
             return 0.0
         rms, largest = math.sqrt(float(error.dot(error)) / error.numel()), float(error.abs().max())
-        noise = self.noise or HALF_STEP * float(self.ref.square().mean().sqrt()) or 1.0
-        noise_max = self.noise_max or 2 * HALF_STEP * float(self.ref.abs().max()) or 1.0
+        # What is right has the noise of the reference's size at least, which ours, being wrong, may not have.
+        noise = max(self.noise, HALF_STEP * float(self.ref[finite].square().mean().sqrt())) or 1.0
+        noise_max = max(self.noise_max, 2 * HALF_STEP * float(self.ref[finite].abs().max())) or 1.0
         return max(rms / noise, largest / noise_max / 2)
 
     def ratio(self, modules: Mapping[str, nn.Module], start: Values | None = None) -> float:
@@ -164,10 +174,18 @@ class _Case:
         return after <= self.limit
 
     def helps(self, after: float) -> bool:
-        return after <= self.before / SHARE and math.isfinite(after)
+        """Whether most of the error is gone, and what is left is small beside the values."""
+        scale = float(self.ref.square().mean().sqrt())
+        return after <= self.before / SHARE and after * self.noise <= scale / 10
 
     def module(self, step: Step) -> Any:
         return self.network.get_submodule(self.network.names[step.key])
+
+    @property
+    def no_bias(self) -> bool:
+        """Whether the failing layer may have a bias and has none."""
+        module = self.module(self.step)
+        return hasattr(module, "bias") and (module.bias is None or not module.bias.any())
 
     @property
     def in_time(self) -> bool:
@@ -191,6 +209,8 @@ def _causes(case: _Case) -> list[Cause]:
             found = whole
             break
     found.sort(key=lambda cause: round(cause.after, 1))
+    if found and supposed is _residual:  # which tells what differs, not why
+        return [*found[:3], *_short_weights(case)][:4]
     return (found or _where(case))[:4]
 
 
@@ -316,7 +336,7 @@ def _affine_input(case: _Case, value: Value, x: Tensor) -> tuple[str, float, str
             only[:, c] = part[:, c]
             columns.append((answer(only) - nothing).reshape(-1))
     basis, wanted = torch.stack(columns, 1), (case.ref - nothing).reshape(-1)
-    if wanted.shape[0] != basis.shape[0] or not torch.isfinite(wanted).all():
+    if wanted.shape[0] != basis.shape[0] or not (torch.isfinite(wanted).all() and torch.isfinite(basis).all()):
         return "", math.inf, ""
     solution = torch.linalg.lstsq(basis.t() @ basis, (basis.t() @ wanted)[:, None], driver="gelsd").solution[:, 0]
     after = case.distance((nothing.reshape(-1) + basis @ solution).reshape(case.ref.shape))
@@ -399,6 +419,9 @@ def _other_settings(case: _Case, step: Step) -> Variants:
         n = module.size if hasattr(module, "k") else module.size**2
         yield "alpha was not divided by the size on the reference's side", _changed(module, alpha=module.alpha * n)
         yield "alpha was not divided by the size on our side", _changed(module, alpha=module.alpha / n)
+        for size in (3, 5, 7, 9):
+            if size != module.size:
+                yield f"local_size {size} for {module.size}", _changed(module, size=size)
     if type_ == "Pooling":
         yield from _other_pooling(step, module)
 
@@ -460,8 +483,10 @@ def _other_pooling(step: Step, module: nn.Module) -> Variants:
         return
     yield "sizes are rounded up in the reference", Pool(method, kernel, stride, pad, False)
     yield "sizes are rounded down in the reference", Pool(method, kernel, stride, pad, True)
+    other, floor = ("average", "max")[method == "average"], step.layer.floor  # type: ignore[attr-defined]
+    yield f"the reference takes the {other} of each window", Pool(other, kernel, stride, pad, floor)
     if method == "average":
-        right = Pool("average", kernel, stride, pad, step.layer.floor)  # type: ignore[attr-defined]
+        right = Pool("average", kernel, stride, pad, floor)
         yield "averages are divided by the window cut at image + pad in the reference", right
         yield "averages are divided by the whole kernel in the reference", _Average(right, whole=True)
         yield (
@@ -489,8 +514,8 @@ def _fitted(case: _Case) -> Supposed:
     for step in case.steps[-8:]:
         module, type_ = case.module(step), step.layer.spec.type
         name = f"{step.key!r}: " if len(case.steps) > 1 else ""
-        if type_ in ("BatchNorm", "LRN"):
-            for attribute in ("eps", "k", "alpha", "beta"):
+        if type_ in ("BatchNorm", "LRN", "ReLU", "ELU"):
+            for attribute in ("eps", "k", "alpha", "beta", "negative_slope"):
                 held = getattr(module, attribute, None)
                 if isinstance(held, int | float) and held > 0:
                     value, after = _best(case, step, partial(_named, attribute), held)
@@ -518,7 +543,7 @@ def _best(case: _Case, step: Step, attributes: Callable[[float], dict[str, Any]]
         for name, value in attributes(math.exp(log)).items():
             setattr(module, name, value)
         ratio = case.ratio({step.key: module}) if case.in_time else math.inf
-        return math.log(min(max(ratio, 1e-9), 1e30))
+        return math.log(min(max(ratio, 1e-9), WORST))
 
     middle = math.log(held)
     grid = [middle + d for d in (-9.2, -6.9, -4.6, -2.3, -1.15, -0.35, 0.35, 1.15, 2.3, 4.6, 6.9, 9.2)]
@@ -526,7 +551,7 @@ def _best(case: _Case, step: Step, attributes: Callable[[float], dict[str, Any]]
     found = minimize_scalar(
         at, bounds=(start - 2.5, start + 2.5), method="bounded", options={"xatol": 1e-9, "maxiter": 80}
     )
-    return math.exp(float(found.x)), math.exp(float(found.fun))
+    return math.exp(float(found.x)), math.exp(float(found.fun)) if found.fun < math.log(WORST) else math.inf
 
 
 # ---- the difference itself
@@ -544,25 +569,47 @@ def _residual(case: _Case) -> Supposed:
         after = case.distance(y + shifts)
         if case.explains(after):
             yield _shift(case, shifts.reshape(-1)), after, ""
+            moved = _moved(case, shifts.reshape(-1))
+            for cause in _one_weight(case, y, moved[0]) if len(moved) == len(case.steps) == 1 else ():
+                yield cause.what, cause.after, ""
             return
     factor = float((y * ref).sum() / (y * y).sum()) if y.any() else 0.0
     yield f"a constant factor: the reference is ours times {factor:.6g}", case.distance(y * factor), ""
     offset = float((ref - y).mean())
     yield f"a constant offset: the reference is ours plus {offset:.6g}", case.distance(y + offset), ""
     if by_channel:
-        factors = (y * ref).sum(axes, keepdim=True) / (y * y).sum(axes, keepdim=True).clamp(min=1e-300)
-        span = f"{float(factors.min()):.5g} to {float(factors.max()):.5g}"
-        yield f"a factor for each channel, {span}: a scale was ignored or is another", case.distance(y * factors), ""
+        squares = (y * y).sum(axes, keepdim=True)
+        factors = (y * ref).sum(axes, keepdim=True) / squares.clamp(min=1e-300)
+        yield _factors(case, factors.reshape(-1), squares.reshape(-1)), case.distance(y * factors), ""
+
+
+def _factors(case: _Case, factors: Tensor, squares: Tensor) -> str:
+    """Factors by channel, where `squares` are the sums of squares of ours."""
+    moved = _moved(case, (factors - 1) * (squares * len(squares) / case.ref.numel()).sqrt())
+    if len(moved) == 1:
+        factor = float(factors[moved[0]])
+        return f"only channel {moved[0]} differs, by a factor of {factor:.6g}: a weight or scale of it"
+    span = f"{float(factors.min()):.5g} to {float(factors.max()):.5g}"
+    return f"a factor for each channel, {span}: a scale was ignored or is another"
+
+
+def _moved(case: _Case, changes: Tensor) -> list[int]:
+    """The channels whose change is more than noise."""
+    least = max(1e-3 * float(changes.abs().max()), 4 * case.noise)
+    moved: list[int] = (changes.abs() > least).nonzero().reshape(-1).tolist()
+    return moved
 
 
 def _shift(case: _Case, shifts: Tensor) -> str:
-    """An offset by channel, as the bias that it is."""
-    bias = getattr(case.module(case.step), "bias", None)
-    moved = (shifts.abs() > 1e-3 * shifts.abs().max()).nonzero().reshape(-1).tolist()
+    """An offset by channel, as the bias that it is where the layer may have one."""
+    largest = float(shifts.abs().max())
+    moved = _moved(case, shifts)
+    if not hasattr(case.module(case.step), "bias"):
+        return f"an offset in {len(moved)} of {shifts.numel()} channels, up to {largest:.4g}"
     if len(moved) == 1:
         return f"the bias of channel {moved[0]} is off by {float(shifts[moved[0]]):.6g}"
-    if bias is None or not bias.any():
-        return f"a bias was dropped: the reference has one, up to {float(shifts.abs().max()):.4g}"
+    if case.no_bias:
+        return f"a bias was dropped: the reference has one, up to {largest:.4g}"
     return f"the bias differs in {len(moved)} of {shifts.numel()} channels"
 
 
@@ -575,19 +622,23 @@ def _where(case: _Case) -> list[Cause]:
     ref = case.ref
     if y.shape != ref.shape:
         return []
+    for value, x in case.start.items():
+        if not torch.isfinite(x).all() and not torch.equal(torch.isfinite(ref), torch.isfinite(y)):
+            bad = int((~torch.isfinite(x)).sum())
+            text = f"{value.blob!r}, which it reads, holds NaN or Inf at {bad:,} of {x.numel():,} places"
+            return [Cause(text, case.before, case.before, "what comes of them is no layer's rule")]
     strange = ~torch.isfinite(ref) & torch.isfinite(y)
     if strange.any():
         first = tuple(strange.nonzero()[0].tolist())
         places = f"{int(strange.sum()):,} of {ref.numel():,} places, first at {first}"
         text = f"the reference holds NaN or Inf at {places}, where finite inputs give finite numbers"
         return [Cause(text, case.before, case.before, "the reference is damaged, or Caffe went wrong there")]
-    error = (ref - y).abs()
-    bad = error > case.limit * max(case.noise, case.noise_max, 1e-300)
-    if not bad.any():
+    wrong = (ref - y).abs() > case.limit * max(case.noise, case.noise_max, 1e-300)
+    if not wrong.any():
         return []
     found = [*_short_weights(case)]
     if ref.dim() >= 2:
-        channels = bad.transpose(0, 1).reshape(ref.shape[1], -1).any(1).nonzero().reshape(-1).tolist()
+        channels = wrong.transpose(0, 1).reshape(ref.shape[1], -1).any(1).nonzero().reshape(-1).tolist()
         if len(channels) == 1 and len(case.steps) == 1:
             found += _one_weight(case, y, channels[0])
         if not found and ref.shape[1] > 1 and len(channels) <= max(1, ref.shape[1] // 20):
@@ -599,8 +650,11 @@ def _where(case: _Case) -> list[Cause]:
                     case.before,
                 )
             )
+    if not found and ref.dim() >= 2 and ref.numel() == ref.shape[1] and case.no_bias:
+        text = "a bias was dropped, or its weights are others: one value of each channel does not tell which"
+        found.append(Cause(text, case.before, case.before))
     if ref.dim() == 4 and min(ref.shape[2:]) > 2:
-        plane = bad.any(1).any(0)
+        plane = wrong.any(1).any(0)
         border = torch.ones_like(plane)
         border[1:-1, 1:-1] = False
         last = torch.zeros_like(plane)
@@ -624,7 +678,9 @@ def _short_weights(case: _Case) -> Iterator[Cause]:
     """
     for step in case.steps:
         weight = getattr(case.module(step), "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() >= 2 and (words := _fewer_bits(weight, weight)):
+        if not isinstance(weight, Tensor) or weight.dim() < 2 or torch.unique(weight).numel() < PLAIN:
+            continue
+        if words := _fewer_bits(weight, weight):
             yield Cause(f"{step.key!r}: all its weights are rounded to {words} already", case.before, case.before)
 
 

@@ -1,7 +1,8 @@
 """How far two arrays are apart, counted in what float32 can give for this layer on this data.
 
 Four arrays of one shape: `ref` is the reference's, `y64` ours in float64, `c32` ours in float32 on one thread of a CPU
-(the yardstick), `d32` ours on the device and in the precision under test. With rms over the elements
+(the yardstick; computed as Caffe does where that errs more than torch), `d32` ours on the device and in the precision
+under test. With rms over the elements
 
     noise     = max(rms(c32 - y64), 2^-25 rms(y64), the layer's own floor)
     reference = rms(ref - y64) / noise        do we mean what Caffe means?
@@ -88,7 +89,7 @@ class Judgement:
     @property
     def bits(self) -> float:
         """Bits of precision that d32 and ref share, of float32's 24."""
-        return 24.0 if self.relative_l2 == 0 else min(max(-math.log2(self.relative_l2), 0.0), 24.0)
+        return 24.0 if self.relative_l2 <= 0 else min(max(-math.log2(self.relative_l2), 0.0), 24.0)
 
     def within(self, limits: Limits) -> bool:
         return not self.strange and self.ratio <= limits.rms and self.ratio_max <= limits.largest

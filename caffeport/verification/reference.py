@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import ReferenceMismatch
+from ..errors import InputError, ReferenceMismatch
 from ..graph import Graph, Value
 from ..layers import Shape, text
 
@@ -30,6 +31,7 @@ class _Source(Protocol):
     """Arrays by name, their shapes known without reading them."""
 
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype[Any]]
     checks: dict[str, tuple[int, int]]  # arrays with the same are the same; empty where that is not known
 
     def read(self, key: str) -> Array: ...
@@ -39,9 +41,8 @@ class _Mapping:
     """Arrays that are in memory already."""
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
-        self.arrays = {key: np.asarray(array) for key, array in arrays.items()}
-        for key, array in self.arrays.items():
-            _check_dtype("the reference", key, array.dtype)
+        self.arrays = {str(key): _array(key, array) for key, array in arrays.items()}
+        self.dtypes = {key: array.dtype for key, array in self.arrays.items()}
         self.shapes = {key: array.shape for key, array in self.arrays.items()}
         self.checks: dict[str, tuple[int, int]] = {}
 
@@ -58,9 +59,10 @@ class _Npz:
             self.archive = zipfile.ZipFile(path)
         except FileNotFoundError as error:
             raise ReferenceMismatch(f"{path}: no such file") from error
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # of zipfile, zlib, lzma and NumPy's parser: their errors have no class in common
             raise ReferenceMismatch(f"{path}: cannot be read as an .npz file: {error}") from error
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, np.dtype[Any]] = {}
         self.checks: dict[str, tuple[int, int]] = {}  # size and CRC-32 of each member, header and all
         for info in self.archive.infolist():
             if not info.filename.endswith(".npy"):
@@ -69,14 +71,14 @@ class _Npz:
             try:
                 with self.archive.open(info) as member:
                     shape, _, dtype = self._header(member)
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            except Exception as error:
                 raise ReferenceMismatch(f"{path}: array {key!r} cannot be read: {error}") from error
             _check_dtype(str(path), key, dtype)
             if info.file_size < prod(shape) * dtype.itemsize:
                 raise ReferenceMismatch(
                     f"{path}: array {key!r} ends early: {text(shape)} values declared, {info.file_size:,} bytes there"
                 )
-            self.shapes[key] = shape
+            self.shapes[key], self.dtypes[key] = shape, dtype
             self.checks[key] = info.file_size, info.CRC
 
     @staticmethod
@@ -89,8 +91,17 @@ class _Npz:
         try:
             with self.archive.open(f"{key}.npy") as member:
                 return np.lib.format.read_array(member, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:
             raise ReferenceMismatch(f"{self.path}: array {key!r} cannot be read: {error}") from error
+
+
+def _array(key: str, given: Any) -> Array:
+    try:
+        array = given.detach().cpu().numpy() if hasattr(given, "detach") else np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise ReferenceMismatch(f"the reference: {key!r} is no array of numbers: {error}") from error
+    _check_dtype("the reference", key, array.dtype)
+    return array
 
 
 def _check_dtype(place: str, key: str, dtype: np.dtype[Any]) -> None:
@@ -120,6 +131,11 @@ class Reference:
             return reference
         if isinstance(reference, Mapping):
             return cls("arrays in memory", _Mapping(reference))
+        if not isinstance(reference, str | os.PathLike):
+            raise InputError(
+                f"a reference is an .npz file, a mapping of arrays, or caffe:PYTHON, opencv or onnx:FILE; "
+                f"got {type(reference).__name__}"
+            )
         return cls(Path(reference).name, _Npz(Path(reference)))
 
     def __enter__(self) -> "Reference":
@@ -135,6 +151,12 @@ class Reference:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self.source.shapes
+
+    @cached_property
+    def short(self) -> dict[str, str]:
+        """Arrays by name whose type does not hold the float32 numbers that Caffe computes, and that type."""
+        long = (np.float32, np.float64, np.longdouble)
+        return {key: str(dtype) for key, dtype in self.source.dtypes.items() if dtype.type not in long}
 
     def read(self, key: str) -> Array:
         """The array as float32, row-major, to be read only: it may be the caller's own."""
@@ -189,7 +211,7 @@ def match(reference: Reference, graph: Graph, shapes: Mapping[Value, Shape]) -> 
         got, wanted = reference.shapes[key], shapes[value]
         if fits(got, wanted):
             found[value] = Stored(key)
-        elif got and wanted and len(got) == len(wanted) and fits(got[1:], wanted[1:]) and got[0] < (wanted[0] or 0):
+        elif got and wanted and len(got) == len(wanted) and fits(got[1:], wanted[1:]) and 0 < got[0] < (wanted[0] or 0):
             found[value] = Stored(key, got[0])
         else:
             problems.append(f"{key!r} is {text(got)}, the net gives {text(wanted)}")

@@ -4,9 +4,10 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import FormatError
 from .judge import Growth, Judgement, Limits, Moments
@@ -53,7 +54,7 @@ class LayerResult:
     type: str
     top: str
     shape: tuple[int, ...] = ()
-    judged: str = "no"
+    judged: Literal["alone", "segment", "no"] = "no"
     segment: tuple[str, ...] = ()
     reason: str = ""
     problem: str = ""
@@ -239,7 +240,7 @@ class Report:
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise FormatError(f"not a report of caffeport in format {FORMAT}: write it with `caffeport verify --json`")
         try:
-            return cls(
+            report = cls(
                 network=str(value["network"]),
                 reference=str(value["reference"]),
                 layers=tuple(map(_layer, value["layers"])),
@@ -266,6 +267,8 @@ class Report:
                 limits=Limits(*map(float, value["limits"].values())),
                 stopped=bool(value["stopped"]),
             )
+            _check(report, cls)
+            return report
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"a damaged report of caffeport: {type(error).__name__}: {error}") from error
 
@@ -277,6 +280,32 @@ class Report:
             raise FormatError(f"{path}: not JSON: {error}") from error
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from error
+
+
+def _check(value: Any, kind: Any) -> None:
+    """Raise TypeError where a value, or anything in it, is not what the annotation says."""
+    origin, args = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        right = isinstance(value, kind)  # type: ignore[arg-type]
+        parts = [(getattr(value, name), hint) for name, hint in hints.items()] if right else []
+    elif origin is UnionType:
+        right = True  # only X | None is used here
+        parts = [] if value is None else [(value, next(arg for arg in args if arg is not type(None)))]
+    elif origin is tuple:
+        right = isinstance(value, tuple) and (args[-1] is Ellipsis or len(value) == len(args))
+        parts = [(item, args[0]) for item in value] if right else []
+    elif origin is dict:
+        right = isinstance(value, dict)
+        parts = [(item, arg) for pair in value.items() for item, arg in zip(pair, args, strict=True)] if right else []
+    elif origin is Literal:
+        right, parts = isinstance(value, str) and value in args, []
+    else:
+        right, parts = type(value) is kind or (kind is float and type(value) is int), []
+    if not right:
+        raise TypeError(f"{str(value)[:40]!r} is not of type {getattr(kind, '__name__', kind)}")
+    for item, hint in parts:
+        _check(item, hint)
 
 
 def _jsonable(value: Any) -> Any:

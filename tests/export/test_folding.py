@@ -3,12 +3,14 @@
 import pickle
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import caffeport
 from caffeport import folding
+from caffeport.modules import packed
 from caffeport.modules.packed import PackedConv2d
 from tests.agreement import disagreement
 from tests.conftest import DIGITS
@@ -67,6 +69,15 @@ def test_a_matrix_product_takes_them_too() -> None:
     assert len(network.folded().graph.steps) == 1
 
 
+def test_a_matrix_product_along_a_later_axis_is_left_alone() -> None:
+    net = """input: "x" input_shape { dim: 2 dim: 3 dim: 6 dim: 5 }
+    layer { name: "fc" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 3 axis: -1
+            weight_filler { type: "xavier" } } }
+    layer { name: "bn" type: "BatchNorm" bottom: "y" top: "y" }"""
+    network = randomized(caffeport.load(net.encode()))
+    agree(network, network.folded(), torch.randn(2, 3, 6, 5))
+
+
 @pytest.mark.parametrize(
     "after",
     [
@@ -111,6 +122,8 @@ def test_exports_of_the_folded_network(tmp_path: Path) -> None:
     with torch.no_grad():
         assert disagreement(run(done.path, {"data": x.numpy()})["prob"], network(x).numpy()) is None
     caffeport.export_source(network.folded(), tmp_path / "net.py")
+    text = (tmp_path / "net.py").read_text()
+    assert "nn.Conv2d(" in text and "mkldnn" not in text
 
 
 def test_dropout_goes(tmp_path: Path) -> None:
@@ -141,6 +154,38 @@ def test_packed_convolutions_give_the_same_at_any_size(shape: tuple[int, ...]) -
     agree(network, folded, torch.randn(shape))
     agree(network, deepcopy(folded), torch.randn(shape))
     assert pickle.loads(pickle.dumps(folded.conv))._packed is None
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("torch.ops.mkldnn", SimpleNamespace()),
+        ("torch._C._nn.mkldnn_reorder_conv2d_weight", lambda weight: weight),
+        ("torch._C._nn.mkldnn_reorder_conv2d_weight", lambda weight, *others: weight * 2),
+    ],
+    ids=["no such operator", "other arguments", "other numbers"],
+)
+def test_without_the_operators_that_pack(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
+    monkeypatch.setattr(name, value)
+    assert not packed.works()
+    monkeypatch.setattr(packed, "WORKS", packed.works())
+    network = caffeport.load(PACKED.encode())
+    folded = network.folded()
+    agree(network, folded, torch.randn(2, 4, 9, 8))
+    assert folded.conv._packed is None
+
+
+def test_looking_for_them_draws_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    assert packed.works() == packed.WORKS
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_source_of_packed_convolutions_is_compared_with_plain_ones(tmp_path: Path) -> None:
+    net = """input: "x" input_shape { dim: 1 dim: 5 dim: 17 dim: 17 }
+    layer { name: "conv" type: "ConvolutionDepthwise" bottom: "x" top: "y"
+            convolution_param { kernel_size: 3 weight_filler { type: "gaussian" std: 1 } } }"""
+    assert caffeport.export_source(caffeport.load(net.encode()).folded(), tmp_path / "net.py").path.exists()
 
 
 def test_packed_weights_follow_their_parameter() -> None:

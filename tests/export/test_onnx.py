@@ -120,11 +120,78 @@ def test_outputs_by_blob_and_by_writer(small: caffeport.Network, tmp_path: Path)
 
 
 def test_all_layers_that_onnx_cannot_say_are_named(tmp_path: Path) -> None:
-    net = """input: "s" input_shape { dim: 4 dim: 3 } input: "label" input_shape { dim: 4 }
-    layer { name: "a" type: "SoftmaxWithLoss" bottom: "s" bottom: "label" top: "a" }
-    layer { name: "b" type: "Accuracy" bottom: "s" bottom: "label" top: "b" }"""
+    net = """input: "map" input_shape { dim: 1 dim: 8 dim: 2 dim: 2 }
+    layer { name: "a" type: "Reorg" bottom: "map" top: "a" reorg_param { stride: 1 } }
+    layer { name: "b" type: "RegionYolo" bottom: "a" top: "b" region_yolo_param { classes: 3 } }"""
     with pytest.raises(caffeport.UnsupportedLayer, match=r"(?s)layer 'a'.*layer 'b'.*--outputs"):
-        caffeport.export_onnx(caffeport.load(net.encode()), tmp_path / "net.onnx")
+        caffeport.export_onnx(caffeport.load(net.encode()), tmp_path / "net.onnx", spatial="dynamic")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_may_be_outputs_beside_what_a_layer_computes(tmp_path: Path) -> None:
+    net = """input: "a" input_shape { dim: 2 dim: 3 } input: "b" input_shape { dim: 2 dim: 4 }
+    layer { name: "relu" type: "ReLU" bottom: "a" top: "c" } layer { name: "tanh" type: "TanH" bottom: "b" top: "d" }"""
+    network = caffeport.load(net.encode())
+    done = caffeport.export_onnx(network, tmp_path / "net.onnx", outputs=["c", "b"])
+    feeds = {"a": np.ones((5, 3), np.float32), "b": np.full((5, 4), 2, np.float32)}
+    assert list(done.outputs) == ["c", "b#2"]  # a tensor of its own
+    assert np.array_equal(run(done.path, feeds)["b#2"], feeds["b"])
+    with pytest.raises(caffeport.InputError, match="no layer computes 'a', 'b'"):
+        caffeport.export_onnx(network, tmp_path / "no.onnx", outputs=["a", "b"])
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_a_batch_of_one_that_the_net_does_not_allow_is_not_tried(tmp_path: Path) -> None:
+    net = """input: "data" input_shape { dim: 3 dim: 4 }
+    layer { name: "crop" type: "CropCenter" bottom: "data" top: "crop"
+            crop_center_param { crop_size: 1 crop_size: 0 } }"""
+    done = caffeport.export_onnx(caffeport.load(net.encode()), tmp_path / "net.onnx")
+    assert done.inputs == {"data": ("N", 4)}
+    assert run(done.path, {"data": np.ones((5, 4), np.float32)})["crop"].shape == (3, 4)
+
+
+def test_a_resize_of_open_sizes_cuts_from_the_end(tmp_path: Path) -> None:
+    net = """input: "data" input_shape { dim: 1 dim: 2 dim: 9 dim: 7 }
+    layer { name: "interp" type: "Interp" bottom: "data" top: "interp"
+            interp_param { height: 5 width: 4 pad_beg: -1 pad_end: -2 } }"""
+    network = caffeport.load(net.encode())
+    done = caffeport.export_onnx(network, tmp_path / "net.onnx", spatial="dynamic")
+    x = np.random.default_rng(0).standard_normal((2, 2, 12, 15)).astype(np.float32)
+    with torch.no_grad():
+        assert disagreement(run(done.path, {"data": x})["interp"], network(x).numpy()) is None
+
+
+def test_a_size_that_a_stride_hides_from_small_steps_stays_open(tmp_path: Path) -> None:
+    net = """input: "data" input_shape { dim: 3 dim: 2 dim: 4 dim: 4 }
+    layer { name: "turn" type: "Permute" bottom: "data" top: "turn"
+            permute_param { order: 1 order: 2 order: 0 order: 3 } }
+    layer { name: "pool" type: "Pooling" bottom: "turn" top: "pool" pooling_param { kernel_size: 3 stride: 3 } }"""
+    done = caffeport.export_onnx(caffeport.load(net.encode()), tmp_path / "net.onnx")
+    assert done.outputs == {"pool": (2, 4, None, 2)}
+    for size, pooled in ((3, 1), (4, 2), (5, 2), (9, 3)):
+        assert run(done.path, {"data": np.ones((size, 2, 4, 4), np.float32)})["pool"].shape == (2, 4, pooled, 2)
+
+
+def test_an_input_without_a_name_is_fed_under_that_of_the_file(tmp_path: Path) -> None:
+    net = """input: "" input_shape { dim: 1 dim: 3 } layer { name: "relu" type: "ReLU" bottom: "" top: "y" }"""
+    done = caffeport.export_onnx(caffeport.load(net.encode()), tmp_path / "net.onnx")
+    assert done.inputs == {"_": ("N", 3)}
+    assert done.report is not None and done.report.passed
+
+
+def test_a_plane_of_one_value_is_normalised_to_zeros(tmp_path: Path) -> None:
+    net = """input: "data" input_shape { dim: 1 dim: 2 dim: 4 dim: 4 }
+    layer { name: "mvn" type: "MVN" bottom: "data" top: "mvn" }"""
+    done = caffeport.export_onnx(caffeport.load(net.encode()), tmp_path / "net.onnx")
+    assert not run(done.path, {"data": np.zeros((1, 2, 4, 4), np.float32)})["mvn"].any()
+
+
+def test_what_onnxruntime_lacks_is_said(tmp_path: Path) -> None:
+    net = """input: "data" input_shape { dim: 1 dim: 2 dim: 8 dim: 8 } input: "rois" input_shape { dim: 1 dim: 5 }
+    layer { name: "roi" type: "ROIPooling" bottom: "data" bottom: "rois" top: "roi"
+            roi_pooling_param { pooled_h: 2 pooled_w: 2 } }"""
+    with pytest.raises(caffeport.UnsupportedLayer, match=r"onnxruntime cannot run.*MaxRoiPool.*'roi'"):
+        caffeport.export_onnx(caffeport.load(net.encode()), tmp_path / "net.onnx", opset=22)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,7 +230,7 @@ def test_shared_weights_are_one_initializer(tmp_path: Path) -> None:
 # ---- names
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     names=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=6, max_size=6, unique=True)
 )

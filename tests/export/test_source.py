@@ -134,12 +134,49 @@ HOSTILE = [
 ]
 
 
+AWKWARD = r"""name: " "
+layer { name: "graph" type: "Input" top: "torch.x" input_param { shape { dim: 1 dim: 2 dim: 3 } } }
+layer { name: "in2" type: "Input" top: "\\" input_param { shape { dim: 1 dim: 2 dim: 12 } } }
+layer { name: "in3" type: "Input" top: "it's" input_param { shape { dim: 1 dim: 2 } } }
+layer { name: "graph" type: "LSTMUnit" bottom: "torch.x" bottom: "\\" bottom: "it's"
+        top: "a_cell_of_a_long_name" top: "\"two\" 'quotes'" }
+layer { name: "code" type: "PReLU" bottom: "\"two\" 'quotes'" top: "\"two\" 'quotes'" }"""
+
+
+def test_awkward_names_are_laid_out_and_traced(tmp_path: Path) -> None:
+    network = caffeport.load(AWKWARD.encode())
+    done = caffeport.export_source(network, tmp_path / "net.py")
+    tool("ruff", "check", "--isolated", done.path)
+    tool("ruff", "format", "--isolated", "--check", done.path)
+    net, x = getattr(imported(done.path), done.name)(), tuple(torch.rand(1, 2, n) for n in (3, 12))
+    fed = (*x, torch.ones(1, 2))
+    with torch.no_grad():
+        traced = torch.export.export(net, fed).module()(*fed)
+    assert set(traced) == set(network.outputs)
+
+
+LONG = "a_name_of_a_layer_with_as_many_words_as_people_use_for_inner_blobs"
+LONG_NAMES = f"""name: "{LONG}" input: "{LONG}_in" input_shape {{ dim: 1 dim: 4 dim: 6 dim: 6 }}
+layer {{ name: "{LONG}" type: "PReLU" bottom: "{LONG}_in" top: "{LONG}_1" param {{ name: "w" }} }}
+layer {{ name: "short" type: "PReLU" bottom: "{LONG}_in" top: "{LONG}_2" param {{ name: "w" }} }}
+layer {{ name: "{LONG}_too" type: "Deconvolution" bottom: "{LONG}_in" top: "y"
+        convolution_param {{ num_output: 3 kernel_size: 3 pad: 1 bias_term: false }} }}
+layer {{ name: "pool" type: "Pooling" bottom: "{LONG}_1" top: "{LONG}_3" top: "{LONG}_4"
+        pooling_param {{ kernel_size: 2 stride: 2 }} }}"""
+
+
+def test_long_names_are_laid_out(tmp_path: Path) -> None:
+    done = caffeport.export_source(caffeport.load(LONG_NAMES.encode()), tmp_path / "net.py")
+    tool("ruff", "check", "--isolated", done.path)
+    tool("ruff", "format", "--isolated", "--check", done.path)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text(tmp_path: Path, name: str) -> None:
     check_names([name, f"{name}1", f"{name}2", f"{name}3", f"{name}4", f"{name}5"], tmp_path)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     names=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=6, max_size=6, unique=True)
 )

@@ -358,7 +358,7 @@ def messages(draw, cls, depth=3):
     return message
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(messages(NetParameter), st.booleans(), st.booleans(), st.booleans(), st.booleans())
 def test_what_text_format_prints_is_read_back(message, as_utf8, as_one_line, pointy_brackets, short_lists):
     text = text_format.MessageToString(

@@ -1,6 +1,7 @@
 """Detection layers against plain loops over NumPy numbers, written from the layers' formulas."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from caffeport import ShapeError
 from caffeport.layers import Array
 from caffeport.modules.boxes import nms
-from tests.single import net_of, run
+from tests.single import net_of, run, run_onnx
 
 REL = 1e-6  # float64 against float64; constants are float32
 
@@ -56,7 +57,7 @@ coordinate = st.integers(0, 12).map(float)
 box = st.tuples(coordinate, coordinate, coordinate, coordinate)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(box, max_size=40),
     st.sampled_from([0.0, 0.3, 0.7, 1.0]),
@@ -258,6 +259,22 @@ def test_nothing_detected_gives_a_row_for_each_image() -> None:
     assert got.tolist() == [[[[0] + [-1] * 6, [1] + [-1] * 6]]]
 
 
+@pytest.mark.parametrize("limits", ["top_k: 40", "top_k: 40 eta: 0.9", "eta: 0.7"])
+def test_detection_output_in_onnx(limits: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(len(limits))
+    corner = rng.random((60, 2)) * 0.6
+    prior = np.concatenate([corner, corner + 0.2 + 0.2 * rng.random((60, 2))], 1)
+    priors = np.stack([prior.ravel(), np.tile([0.1, 0.1, 0.2, 0.2], 60)])[None]
+    loc, conf = rng.standard_normal((2, 240)), rng.random((2, 240))
+    text = f"""type: "DetectionOutput" top: "t" detection_output_param {{ num_classes: 4 code_type: CENTER_SIZE
+        confidence_threshold: 0.3 keep_top_k: 50 nms_param {{ nms_threshold: 0.8 {limits} }} }}"""
+    net = net_of(text, [(1, 240), (1, 240), (1, 2, 240)])
+    (got,), (want,) = run_onnx(net, tmp_path / "net.onnx", loc, conf, priors)
+    assert 50 < want.shape[2] <= 100
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
 BAD_DETECTIONS = [
     pytest.param("", "num_classes is missing", id="no classes"),
     pytest.param("num_classes: 3 nms_param { nms_threshold: -1 }", "nms_threshold must not be below 0", id="threshold"),
@@ -372,6 +389,26 @@ def test_yolo_without_detections() -> None:
         confidence_threshold: 0.99 biases: 1 biases: 1 }"""
     (got,) = run(text, np.zeros((2, 8, 2, 2)))
     assert got.tolist() == [[[[0] + [-1] * 6, [1] + [-1] * 6]]]
+
+
+YOLO = {
+    "YoloDetectionOutput yolo_detection_output_param": """num_classes: 2 num_box: 2 confidence_threshold: 0.2
+        nms_threshold: 0.3 biases: 1 biases: 2 biases: 3 biases: 1.5""",
+    "Yolov3DetectionOutput yolov3_detection_output_param": """num_classes: 2 num_box: 2 confidence_threshold: 0.3
+        biases: 10 biases: 14 biases: 23 biases: 27 biases: 37 biases: 58 biases: 81 biases: 82
+        mask: 2 mask: 3 mask: 0 mask: 1 anchors_scale: 8 anchors_scale: 4""",
+}
+
+
+@pytest.mark.parametrize("type_, param, text", [(*key.split(), text) for key, text in YOLO.items()], ids=["2", "3"])
+@pytest.mark.parametrize("shift", [0, -9], ids=["boxes", "nothing found"])
+def test_yolo_in_onnx(type_: str, param: str, text: str, shift: float, tmp_path: Path) -> None:
+    net = net_of(f'type: "{type_}" top: "t" {param} {{ {text} }}', [(1, 14, 2, 3), (1, 14, 2, 3)])
+    maps = [numbers(2, 14, 5, 4, seed=seed) + shift for seed in (1, 2)]
+    (got,), (want,) = run_onnx(net, tmp_path / "net.onnx", *maps)
+    assert got.shape == want.shape
+    assert want.shape[2] == 2 if shift else want.shape[2] > 5
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 BAD_YOLO = [

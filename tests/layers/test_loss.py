@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import caffeport
 from caffeport import ShapeError, UnsupportedLayer
+from caffeport.export.proof import run as run_onnx
+from tests.agreement import disagreement
 
 REL = 1e-6  # float64 against float64; the floors are float32 constants
 Array = np.ndarray[Any, Any]
@@ -76,7 +79,7 @@ def scored(draw: st.DrawFn) -> tuple[Array, Array, int, int | None]:
     return x, labels, axis, draw(st.none() | st.just(0))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(scored(), MODES)
 def test_softmax_loss(data: tuple[Array, Array, int, int | None], mode: str) -> None:
     x, labels, axis, ignore = data
@@ -90,7 +93,7 @@ def test_softmax_loss(data: tuple[Array, Array, int, int | None], mode: str) -> 
     np.testing.assert_allclose(tops["p"], p, rtol=REL)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(scored(), MODES)
 def test_infogain_loss(data: tuple[Array, Array, int, int | None], mode: str) -> None:
     x, labels, axis, ignore = data
@@ -103,7 +106,7 @@ def test_infogain_loss(data: tuple[Array, Array, int, int | None], mode: str) ->
     assert tops["loss"] == pytest.approx(wanted, rel=REL, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(MODES, st.booleans(), st.integers(0, 1000))
 def test_sigmoid_cross_entropy_loss(mode: str, ignores: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -210,7 +213,7 @@ def test_contrastive_loss_of_equal_vectors_has_a_finite_gradient() -> None:
     assert not a.grad.any()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(scored(), st.integers(0, 4))
 def test_accuracy(data: tuple[Array, Array, int, int | None], top_k: int) -> None:
     x, labels, axis, ignore = data
@@ -325,3 +328,143 @@ def test_the_losses_compile_to_one_graph() -> None:
     net = net_of('type: "SoftmaxWithLoss" top: "l" loss_param { ignore_label: 1 }', {"x": (2, 3), "y": (2,)})
     exported = torch.export.export(net._modules["l"], (torch.ones(2, 3), torch.tensor([0.0, 1.0])))  # type: ignore[arg-type]
     assert exported.module()(torch.ones(2, 3), torch.tensor([0.0, 1.0])).item() == pytest.approx(math.log(3))
+
+
+# ---- in ONNX
+
+
+def check_onnx(path: Path, network: caffeport.Network, **arrays: Any) -> None:
+    """onnxruntime's tops are the network's, in float32."""
+    feeds = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    with torch.no_grad():
+        want = network.blobs(feeds)
+    for name, got in run_onnx(path, feeds).items():
+        assert disagreement(got, want[name].numpy()) is None, (name, got, want[name])
+
+
+LABELLED = {
+    "SoftmaxWithLoss": 'top: "loss" top: "p" softmax_param {{ axis: {0} }} loss_param {{ normalization: {1} {2} }}',
+    "InfogainLoss": 'top: "loss" top: "p" infogain_loss_param {{ axis: {0} }} loss_param {{ normalization: {1} {2} }}',
+    "Accuracy": 'top: "all" top: "each" accuracy_param {{ axis: {0} top_k: {3} {2} }}',
+}
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=scored(),
+    mode=MODES,
+    top_k=st.integers(0, 4),
+    first_label=st.sampled_from([1, 1.9, -0.9, -1, 1e12]),
+    rounded=st.booleans(),
+)
+def test_in_onnx_labels_at_any_axis(
+    kind: str,
+    data: tuple[Array, Array, int, int | None],
+    mode: str,
+    top_k: int,
+    first_label: float,
+    rounded: bool,
+    tmp_path: Path,
+) -> None:
+    x, labels, axis, ignore = data
+    x, classes = np.round(x) if rounded else 20 * x, x.shape[axis]  # ties, or probabilities below the floors
+    labels.flat[0] *= first_label  # a fraction, or no class
+    ignored = "" if ignore is None else f"ignore_label: {ignore}"
+    arrays = {"x": x, "y": labels}
+    if kind == "InfogainLoss":
+        arrays["H"] = np.random.default_rng(0).normal(size=(1, classes**2))
+    layer = f'type: "{kind}" ' + LABELLED[kind].format(axis, mode, ignored, min(top_k, classes))
+    network = net_of(layer, {name: array.shape for name, array in arrays.items()})
+    done = caffeport.export_onnx(network, tmp_path / "net.onnx", prove=False)
+    check_onnx(done.path, network, **arrays)
+
+
+@pytest.mark.parametrize("size", [4, 1])
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        ('type: "SoftmaxWithLoss" top: "l"', {"x": (2, 3), "y": (2,)}),
+        (
+            'type: "SoftmaxWithLoss" top: "l" loss_param { normalize: false ignore_label: 1 }',
+            {"x": (2, 3, 2, 5), "y": (2, 1, 2, 5)},
+        ),
+        ('type: "InfogainLoss" top: "l" top: "p"', {"x": (2, 3, 5), "y": (2, 5), "H": (1, 1, 3, 3)}),
+        ('type: "SigmoidCrossEntropyLoss" top: "l"', {"x": (2, 3, 2), "y": (2, 6)}),
+        ('type: "SigmoidCrossEntropyLoss" top: "l" loss_param { ignore_label: 0 }', {"x": (2,), "y": (2,)}),
+        (
+            'type: "SigmoidCrossEntropyLoss" top: "l" loss_param { ignore_label: 0 normalization: VALID }',
+            {"x": (2, 4), "y": (2, 4)},
+        ),
+        ('type: "SigmoidCrossEntropyLoss" top: "l" loss_param { normalization: NONE }', {"x": (2, 4), "y": (2, 4)}),
+        ('type: "MultinomialLogisticLoss" top: "l"', {"x": (2, 3, 1, 1), "y": (2, 1, 1, 1)}),
+        ('type: "EuclideanLoss" top: "l"', {"x": (2, 3, 4), "y": (2, 12)}),
+        ('type: "EuclideanLoss" top: "l"', {"x": (2,), "y": (2,)}),
+        ('type: "HingeLoss" top: "l"', {"x": (2, 3, 2), "y": (2,)}),
+        ('type: "HingeLoss" top: "l" hinge_loss_param { norm: L2 }', {"x": (2, 3), "y": (2, 1, 1, 2)}),
+        (
+            'type: "ContrastiveLoss" top: "l" contrastive_loss_param { margin: 2.5 }',
+            {"x": (2, 3), "b": (2, 3, 1, 1), "y": (2,)},
+        ),
+        (
+            'type: "ContrastiveLoss" top: "l" contrastive_loss_param { margin: 2.5 legacy_version: true }',
+            {"x": (2, 3), "b": (2, 3), "y": (99, 1, 1, 1)},
+        ),
+        ('type: "Accuracy" top: "l"', {"x": (2, 3), "y": (2,)}),
+        (
+            'type: "Accuracy" top: "l" top: "each" accuracy_param { top_k: 2 ignore_label: 1 }',
+            {"x": (2, 3, 2, 5), "y": (2, 1, 2, 5)},
+        ),
+    ],
+)
+def test_in_onnx_the_batch_stays_open(
+    layer: str, shapes: dict[str, tuple[int, ...]], size: int, tmp_path: Path
+) -> None:
+    network = net_of(layer, shapes)
+    done = caffeport.export_onnx(network, tmp_path / "net.onnx", opset=19, prove=size == 4)
+    assert not done.notes
+    rng = np.random.default_rng(size)
+    arrays = {}
+    for name, shape in shapes.items():
+        shape = (size, *shape[1:]) if shape[0] == 2 else shape
+        arrays[name] = rng.integers(0, 3, shape) if name == "y" else rng.normal(0, 3, shape)
+    if "Multinomial" in layer:
+        arrays["x"] = softmax(arrays["x"], 1) * (size > 1)  # 0 is below the floor
+    check_onnx(done.path, network, **arrays)
+
+
+@pytest.mark.parametrize("layer", ['type: "SoftmaxWithLoss" top: "l"', 'type: "Accuracy" top: "l" top: "each"'])
+def test_in_onnx_height_and_width_stay_open(layer: str, tmp_path: Path) -> None:
+    network = net_of(layer, {"x": (2, 3, 6, 7), "y": (2, 1, 6, 7)})
+    done = caffeport.export_onnx(network, tmp_path / "net.onnx", spatial="dynamic")
+    assert done.inputs == {"x": ("N", 3, "H", "W"), "y": ("N", 1, "H", "W")}
+    rng = np.random.default_rng(0)
+    for shape in [(2, 3, 6, 7), (1, 3, 4, 9)]:
+        labels = rng.integers(0, 3, (shape[0], 1, *shape[2:]))
+        check_onnx(done.path, net_of(layer, {"x": shape, "y": labels.shape}), x=rng.normal(size=shape), y=labels)
+
+
+@pytest.mark.parametrize("layer", ["SoftmaxWithLoss", "HingeLoss", "Accuracy", "EuclideanLoss"])
+def test_in_onnx_nan_scores_are_nan_or_right(layer: str, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3))
+    x[0, 1] = np.nan
+    y = np.ones((2, 3) if layer == "EuclideanLoss" else 2)
+    network = net_of(f'type: "{layer}" top: "l"', {"x": x.shape, "y": y.shape})
+    check_onnx(caffeport.export_onnx(network, tmp_path / "net.onnx", prove=False).path, network, x=x, y=y)
+
+
+def test_in_onnx_a_net_ends_in_its_loss(tmp_path: Path) -> None:
+    net = """layer { name: "data" type: "Data" top: "data" top: "label" data_param { batch_size: 3 }
+            transform_param { crop_size: 4 force_color: true } }
+    layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 5
+            weight_filler { type: "xavier" } } }
+    layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }
+    layer { name: "top 1" type: "Accuracy" bottom: "fc" bottom: "label" top: "accuracy" }"""
+    network = caffeport.load(net.encode())
+    done = caffeport.export_onnx(network, tmp_path / "net.onnx")
+    assert done.inputs == {"data": ("N", 3, 4, 4), "label": ("N",)}
+    assert done.outputs == {"loss": (), "accuracy": ()}
+    assert done.report is not None
+    assert done.report.passed
+    rng = np.random.default_rng(0)
+    check_onnx(done.path, network, data=rng.normal(size=(7, 3, 4, 4)), label=rng.integers(0, 5, 7))

@@ -1,6 +1,7 @@
 """Region layers against plain loops over NumPy numbers, written from the layers' formulas, and against OpenCV."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caffeport import FormatError, InputError, ShapeError, UnsupportedLayer
+from caffeport import FormatError, InputError, ShapeError, UnsupportedLayer, export_onnx
 from caffeport.layers import Array
 from caffeport.layers.rcnn import python_numbers
 from caffeport.modules.rcnn import PSROIPool, ROIPool, generate_anchors, round_half_away
 from tests.layers.test_detection import greedy
-from tests.single import net_of, run
+from tests.single import net_of, run, run_onnx
 
 f32 = np.float32
 
@@ -104,6 +105,20 @@ def test_psroi_pooling_of_boxes_with_any_corners(boxes: list[tuple[float, ...]])
     x, rois = np.random.default_rng(1).standard_normal((2, 8, 5, 6)), np.array(boxes, f32)
     got = PSROIPool(2, 2, 0.125)(torch.from_numpy(x), torch.from_numpy(rois)).numpy()
     np.testing.assert_allclose(got, position_sensitive_means(x, rois, 2, 2, f32(0.125)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("outputs, group, scale", [(2, 3, 0.125), (1, 1, 1), (3, 7, 0.0625)])
+def test_psroi_pooling_in_onnx(outputs: int, group: int, scale: float, tmp_path: Path) -> None:
+    param = f"output_dim: {outputs} group_size: {group} spatial_scale: {scale}"
+    channels = outputs * group**2
+    net = net_of(
+        f'type: "PSROIPooling" top: "t" psroi_pooling_param {{ {param} }}', [(2, channels, 4, 4), (1, 5, 1, 1)]
+    )
+    x = np.random.default_rng(1).standard_normal((2, channels, 13, 18)).astype(f32)
+    rois = np.concatenate([regions(seed) for seed in range(4)])
+    rois[12:24, 1:] = np.round(rois[12:24, 1:] * 2) / 2  # halves, which are rounded away from zero
+    (got,), (want,) = run_onnx(net, tmp_path / "net.onnx", x, rois[:, :, None, None])
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("pool", [ROIPool((2, 2), 0.125), PSROIPool(2, 2, 0.125)], ids=["ROIPooling", "PSROIPooling"])
@@ -227,14 +242,48 @@ def test_proposal(python: bool) -> None:
     np.testing.assert_allclose(score, want_score[:, None] if python else want_score, rtol=1e-12)
 
 
-def test_proposal_without_a_box_gives_no_rows() -> None:
-    text = """type: "Python" python_param { module: "rpn.proposal_layer" layer: "ProposalLayer"
-        param_str: "'feat_stride': 16" }"""
-    rois, scores = run(
-        f'{text} top: "rois" top: "s"', np.zeros((1, 18, 2, 2)), np.zeros((1, 36, 2, 2)), [[4.0, 4.0, 1.0]]
+PROPOSALS = [
+    """type: "Python" python_param { module: "rpn.proposal_layer" layer: "ProposalLayer"
+    param_str: "{'feat_stride': 16, 'scales': (1, 3)}" }""",
+    *(
+        f'type: "Proposal" proposal_param {{ ratio: 0.5 ratio: 1 ratio: 2 scale: 1 scale: 3 {limits} }}'
+        for limits in ("", "min_size: 20 pre_nms_topn: 150 post_nms_topn: 20 nms_thresh: 0.5", "min_size: 0")
+    ),
+]
+
+
+@pytest.mark.parametrize("text", PROPOSALS)
+def test_proposal_in_onnx(text: str, tmp_path: Path) -> None:
+    numbers = 3 if "Python" in text else 4
+    net = net_of(f'{text} top: "rois" top: "scores"', [(1, 12, 2, 3), (1, 24, 2, 3), (1, numbers)])
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        height, width = rng.integers(1, 12, 2)
+        scores, deltas = rng.random((1, 12, height, width)), rng.standard_normal((1, 24, height, width)) * 0.5
+        info = np.array([[16 * height, 16 * width, 1.5, 1][:numbers]])
+        if seed == 4:
+            scores = np.round(scores, 1)  # ties
+        (rois, score), (want_rois, want_score) = run_onnx(net, tmp_path / "net.onnx", scores, deltas, info)
+        np.testing.assert_array_equal(score, want_score)
+        np.testing.assert_allclose(rois, want_rois, rtol=1e-5, atol=1e-4)
+
+
+def test_proposal_without_a_box_gives_no_rows(tmp_path: Path) -> None:
+    text = """top: "rois" top: "s" type: "Python" python_param {
+        module: "rpn.proposal_layer" layer: "ProposalLayer" param_str: "'feat_stride': 16" }"""
+    bottoms = np.zeros((1, 18, 2, 2)), np.zeros((1, 36, 2, 2)), np.array([[4, 4, 1]])
+    for rois, scores in run_onnx(net_of(text, [x.shape for x in bottoms]), tmp_path / "net.onnx", *bottoms):
+        assert rois.shape == (0, 5)
+        assert scores.shape == (0, 1)
+
+
+def test_a_threshold_that_onnx_cannot_say(tmp_path: Path) -> None:
+    net = net_of(
+        'type: "Proposal" top: "t" proposal_param { ratio: 1 scale: 1 nms_thresh: 1.5 }',
+        [(1, 2, 2, 2), (1, 4, 2, 2), (1, 4)],
     )
-    assert rois.shape == (0, 5)
-    assert scores.shape == (0, 1)
+    with pytest.raises(UnsupportedLayer, match=r"thresholds from 0 to 1, not 1\.5"):
+        export_onnx(net, tmp_path / "net.onnx")
 
 
 STRIDE = [

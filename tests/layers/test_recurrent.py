@@ -92,7 +92,7 @@ def looped(kind: str, net: caffeport.Network, fed: dict[str, Tensor]) -> tuple[A
     return loop(parameters(net), x.reshape(*x.shape[:2], -1), cont, static, *states)  # type: ignore[operator]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(["LSTM", "RNN"]),
     st.integers(1, 4),
@@ -223,7 +223,7 @@ def test_modules_can_be_built_without_memory() -> None:
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.sampled_from([0.0, 0.5, 1.0]))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_lstm_unit(streams: int, hidden: int, mark: float) -> None:
     shapes = {"c": (1, streams, hidden), "gates": (1, streams, 4 * hidden), "cont": (1, streams)}
     rng = np.random.default_rng(hidden)

@@ -110,7 +110,7 @@ def windows(draw: st.DrawFn) -> tuple[tuple[int, ...], ...]:
 
 
 @given(windows(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pooling_of_any_window(axes: tuple[tuple[int, ...], ...], average: bool) -> None:
     sizes, kernel, stride, pad = axes
     fields = {"pool": "AVE" if average else "MAX"}

@@ -76,7 +76,9 @@ def factor(module: Any, step: Step) -> nn.Module | None:
 
 
 def alpha(module: Any, step: Step) -> nn.Module | None:
-    return _changed(module, alpha=module.alpha * module.size) if step.layer.spec.type == "LRN" else None
+    if step.layer.spec.type != "LRN":
+        return None
+    return _changed(module, alpha=module.alpha * (module.size if hasattr(module, "k") else module.size**2))
 
 
 def k(module: Any, step: Step) -> nn.Module | None:
@@ -128,7 +130,7 @@ BUGS = [
     Bug("one weight off by 1 %", one_weight, "one value|only channel"),
     Bug("one bias zeroed", one_bias, "one value|bias of channel|set to zero"),
     Bug("a bias dropped", no_bias, "set to zero|bias was dropped|bias of channel"),
-    Bug("BatchNorm eps doubled", eps, "eps (1e-05 for 2e-05|0.001 for 0.002)"),
+    Bug("BatchNorm eps doubled", eps, "eps (1e-05 for 2e-05|2e-05 for 4e-05|0.001 for 0.002|0.0001 for 0.0002)"),
     Bug("BatchNorm's factor ignored", factor, "the file's times 999.98|multiplied by 0.001"),
     Bug("LRN alpha not divided", alpha, "alpha was not divided by the size on our side"),
     Bug("LRN k changed", k, "k 1 for 2"),

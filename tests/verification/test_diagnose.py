@@ -152,3 +152,86 @@ def test_only_the_border() -> None:
     damaged["relu::conv"] = np.maximum(damaged["conv::conv"], 0)
     report = caffeport.verify(network, damaged)
     assert any("only the border differs" in cause.what for cause in report.causes)
+
+
+def one_layer(layer: str, shape: tuple[int, ...], change: Callable[[Any], None], scale: float = 1.0) -> Report:
+    """A net of one layer beside itself, changed after the reference was made. No learned array is zero."""
+    dims = " ".join(f"dim: {n}" for n in shape)
+    net = f'layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ {dims} }} }} }}\n{layer}'
+    network = caffeport.load(net.encode(), seed=1)
+    data = {"data": (np.random.default_rng(0).standard_normal(shape) * scale).astype(np.float32)}
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    reference = recorded(network, data)
+    with torch.no_grad():
+        change(network.get_submodule("top"))
+    report = caffeport.verify(network, reference)
+    assert report.first_failure == "top"
+    return report
+
+
+CONVOLUTION = """layer { name: "top" type: "Convolution" bottom: "data" top: "top"
+                        convolution_param { num_output: 8 kernel_size: 3 } }"""
+DENSE = 'layer { name: "top" type: "InnerProduct" bottom: "data" top: "top" inner_product_param { num_output: 5 } }'
+SCALE = 'layer { name: "top" type: "Scale" bottom: "data" top: "top" }'
+LEAKY = 'layer { name: "top" type: "ReLU" bottom: "data" top: "top" relu_param { negative_slope: 0.1 } }'
+ELU = 'layer { name: "top" type: "ELU" bottom: "data" top: "top" elu_param { alpha: 0.5 } }'
+LRN = 'layer { name: "top" type: "LRN" bottom: "data" top: "top" lrn_param { local_size: 3 alpha: 2 } }'
+MAPS = (2, 4, 8, 8)
+ONE = [
+    pytest.param(CONVOLUTION, MAPS, 1e-6, lambda m: m.bias.zero_(), "a bias was dropped", id="bias above tiny data"),
+    pytest.param(DENSE, (1, 9), 1.0, lambda m: m.bias.zero_(), "a bias was dropped, or its weights", id="one item"),
+    pytest.param(SCALE, MAPS, 1.0, lambda m: m.weight[3].mul_(1.01), "only channel 3 differs, by a factor", id="scale"),
+    pytest.param(LEAKY, MAPS, 1.0, setting("negative_slope", 0.2), "negative_slope 0.1 for 0.2", id="slope"),
+    pytest.param(ELU, MAPS, 1.0, setting("alpha", 1.0), "alpha 0.5 for 1", id="elu"),
+    pytest.param(LRN, MAPS, 1.0, setting("size", 5), "local_size 3 for 5", id="size"),
+    pytest.param(CONVOLUTION, (3, 4, 9, 9), 1.0, lambda m: m.weight.copy_(m.weight.half().float()), "fp16", id="fp16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layer, shape, scale, change, cause", ONE)
+def test_a_layer_by_itself(
+    layer: str, shape: tuple[int, ...], scale: float, change: Callable[[Any], None], cause: str
+) -> None:
+    report = one_layer(layer, shape, change, scale)
+    assert any(cause in found.what for found in report.causes), report.causes
+
+
+def test_a_layer_without_a_bias_has_none_dropped() -> None:
+    network, reference = in_one("Power", "power_param { shift: 1 }")
+    report = caffeport.verify(network, {**reference, "top": reference["top"] + np.arange(4.0).reshape(4, 1, 1)})
+    assert [cause.what for cause in report.causes] == ["an offset in 3 of 4 channels, up to 3"]
+
+
+def test_the_other_kind_of_pooling() -> None:
+    network, _ = in_one("Pooling", "pooling_param { kernel_size: 2 stride: 2 pool: AVE }")
+    _, reference = in_one("Pooling", "pooling_param { kernel_size: 2 stride: 2 }")
+    causes = caffeport.verify(network, reference).causes
+    assert causes[0].what == "the reference takes the max of each window"
+
+
+def test_no_number_is_fitted_to_nan() -> None:
+    network, reference = in_one("LRN", "lrn_param { local_size: 3 }")
+    reference["top"][0, 1, 2, 3] = np.nan
+    (cause,) = caffeport.verify(network, reference).causes
+    assert "the reference holds NaN or Inf at 1 of 512 places, first at (0, 1, 2, 3)" in cause.what
+
+
+def test_nan_that_is_read(capfd: pytest.CaptureFixture[str]) -> None:
+    network, reference = in_one("Convolution", "convolution_param { num_output: 3 kernel_size: 3 }")
+    reference["in::data"][0, 1, 2, 3] = np.inf
+    (cause,) = caffeport.verify(network, reference).causes
+    assert cause.what == "'data', which it reads, holds NaN or Inf at 1 of 512 places"
+    assert not any(capfd.readouterr()), "MKL complains when it is asked to solve for NaN"
+
+
+def in_one(type_: str, param: str) -> tuple[Network, Arrays]:
+    """A net of one layer on `MAPS`, and what it gives."""
+    network = caffeport.load(
+        b'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 4 dim: 8 dim: 8 } } }\n'
+        + f'layer {{ name: "top" type: "{type_}" bottom: "data" top: "top" {param} }}'.encode(),
+        seed=0,
+    )
+    given = recorded(network, pictures(network))
+    return network, {"in::data": given["in::data"], "top": given["top::top"]}

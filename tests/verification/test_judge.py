@@ -56,7 +56,7 @@ def test_one_wrong_value_of_many_shows_in_the_largest_error() -> None:
     assert not found.within(Limits())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(-30, 30), st.integers(0, 100))
 def test_units_do_not_matter(power: int, seed: int) -> None:
     """All ratios stay when everything is multiplied by a power of two."""
@@ -68,7 +68,7 @@ def test_units_do_not_matter(power: int, seed: int) -> None:
     )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=4))
 def test_every_shape_is_judged(shape: list[int]) -> None:
     ref = torch.ones(shape)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import caffeport
 from caffeport import ReferenceMismatch
@@ -127,3 +128,73 @@ def test_strangers_are_said() -> None:
     report = caffeport.verify(network, {**reference, "loss": np.zeros(())})
     assert report.passed
     assert any("'loss'" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("reference", [None, 5, [1], b"abc"])
+def test_what_is_no_reference(reference: object) -> None:
+    with pytest.raises(caffeport.InputError, match=r"a reference is an \.npz file, a mapping of arrays"):
+        caffeport.verify(digits()[0], reference)  # type: ignore[arg-type]
+
+
+def test_a_path_that_no_system_takes() -> None:
+    with pytest.raises(ReferenceMismatch, match=r"cannot be read as an \.npz"):
+        caffeport.verify(digits()[0], "a\0b.npz")
+
+
+def test_bits_that_flipped(tmp_path: Path) -> None:
+    """Errors of zipfile, of its decompressors and of NumPy's header parser all come as ours."""
+    path = tmp_path / "r.npz"
+    np.savez_compressed(path, **{"in::data": np.zeros((1, 1, 8, 8), np.float32), "prob": np.ones((1, 10), np.float32)})
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    network, _ = digits()
+    for _ in range(150):
+        torn = bytearray(whole)
+        for place in random.integers(len(whole), size=2):
+            torn[place] = random.integers(256)
+        path.write_bytes(torn)
+        with suppress(caffeport.CaffeportError):
+            caffeport.verify(network, path)
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<f4', 'shape': (1,", b"{'descr': ('<f4', 'fortran_order': False, ("])
+def test_a_header_that_does_not_parse(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "r.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ReferenceMismatch, match="array 'a' cannot be read"):
+        Reference.open(path)
+
+
+def test_tensors_are_arrays_too() -> None:
+    network, reference = digits()
+    tensors = {key: torch.from_numpy(array).requires_grad_() for key, array in reference.items()}
+    assert caffeport.verify(network, tensors).passed
+
+
+def test_a_value_that_is_no_array() -> None:
+    network, reference = digits()
+    with pytest.raises(ReferenceMismatch, match="'conv1' is no array of numbers"):
+        caffeport.verify(network, {**reference, "conv1": [[1, 2], [3]]})
+
+
+def test_keys_that_are_no_names() -> None:
+    network, reference = digits()
+    report = caffeport.verify(network, {**reference, 1: reference["prob"], "zzz": reference["prob"]})  # type: ignore[dict-item]
+    assert "2 arrays of the reference are no blob of this net: '1', 'zzz'" in report.notes
+
+
+def test_no_items_are_no_agreement() -> None:
+    network, reference = digits()
+    with pytest.raises(ReferenceMismatch, match="'conv2::conv2' is 0 x 32 x 8 x 8"):
+        caffeport.verify(network, {**reference, "conv2::conv2": reference["conv2::conv2"][:0]})
+    with pytest.raises(ReferenceMismatch, match="input 'data' has no values to compare with"):
+        caffeport.verify(network, {key: array[:0] for key, array in reference.items()})
+
+
+def test_shorter_types_are_named() -> None:
+    network, reference = digits()
+    half = {key: array if key.startswith("in::") else array.astype(np.float16) for key, array in reference.items()}
+    assert any("arrays of the reference are of type float16" in note for note in caffeport.verify(network, half).notes)
+    double = {key: array.astype(np.float64) for key, array in reference.items()}
+    assert caffeport.verify(network, double).notes == ()

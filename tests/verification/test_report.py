@@ -5,6 +5,7 @@ import re
 from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_no_report(content: str, tmp_path: Path) -> None:
         Report.read(tmp_path / "r.json")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_damaged_report_is_refused_or_read(failed: Report, data: st.DataObject) -> None:
     value = failed.to_dict()
@@ -64,6 +65,30 @@ def test_a_damaged_report_is_refused_or_read(failed: Report, data: st.DataObject
     value[key] = data.draw(st.sampled_from([None, 1, "x", [], [{}], {}, [None]]))
     with suppress(caffeport.CaffeportError):  # any other exception fails the test
         Report.from_dict(value).to_dict()
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_damage_within_a_report(failed: Report, data: st.DataObject) -> None:
+    """What is read can be shown: no wrong value gets past `from_dict`."""
+    value: Any = failed.to_dict()
+    place = value
+    for _ in range(data.draw(st.integers(1, 5))):
+        keys = sorted(place) if isinstance(place, dict) else list(range(len(place)))
+        inner = [key for key in keys if isinstance(place[key], dict | list) and place[key]]
+        key = data.draw(st.sampled_from(inner or keys))
+        if not inner:
+            break
+        place = place[key]
+    key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else list(range(len(place)))))
+    place[key] = data.draw(st.sampled_from([None, 5, "x", [], {}, -1, True, [1]]))
+    try:
+        report = Report.from_dict(value)
+    except caffeport.FormatError:
+        return
+    assert report.verdict
+    assert report.to_json()
+    assert report.to_html()
 
 
 class Page(HTMLParser):
@@ -120,7 +145,7 @@ def test_names_are_hostile_text() -> None:
     assert re.search(r"&lt;script&gt;alert\(1\)&lt;/script&gt;", text)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     st.text(
         alphabet=st.characters(exclude_characters='\0"\\\n', exclude_categories=("Cs", "Cc")), min_size=1, max_size=90

@@ -321,3 +321,32 @@ def test_a_large_matrix_is_never_there_as_a_whole_in_float64(tmp_path: Path) -> 
     reference = recorded(network, pictures(network))
     assert caffeport.verify(network, reference).passed
     assert largest_memory(lambda: caffeport.verify(network, reference), tmp_path / "fc.json") <= 8 * BLOCK + 2**18
+
+
+def test_an_output_that_is_a_learned_array() -> None:
+    """It requires a gradient, as parameters do."""
+    net = caffeport.load(
+        b'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }\n'
+        b'layer { name: "abs" type: "AbsVal" bottom: "data" top: "abs" }\n'
+        b'layer { name: "p" type: "Parameter" top: "p" parameter_param { shape { dim: 3 } } }\n'
+    )
+    data = np.ones((2, 3), np.float32)
+    assert caffeport.verify(net, {"in::data": data, "abs": data, "p": np.zeros(3, np.float32)}).passed
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"inputs": 5}, "inputs: give a mapping of arrays"),
+        ({"precisions": "ieee"}, "precisions: give a list"),
+        ({"precisions": 5}, "precisions: give a list"),
+        ({"device": "meta"}, "device 'meta' cannot be used here"),
+        ({"device": None}, "device 'None' cannot be used here"),
+        ({"limits": 5}, "limits: give Limits"),
+        ({"limits": Limits(math.nan, 1)}, "limits: give Limits"),
+        ({"limits": Limits(1, math.nan)}, "limits: give Limits"),
+    ],
+)
+def test_arguments_of_another_kind(how: dict[str, object], message: str) -> None:
+    with pytest.raises(caffeport.InputError, match=message):
+        caffeport.verify(*digits(), **how)  # type: ignore[arg-type]
