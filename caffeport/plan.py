@@ -33,7 +33,10 @@ def call_of(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[st
         (slot,), (top,) = slots, tops
 
         def one(modules: Mapping[str, Any], values: list[Any]) -> None:
-            values[top] = modules[name](values[slot])
+            try:
+                values[top] = modules[name](values[slot])
+            except (ValueError, IndexError) as error:
+                raise _fed_wrongly(step, error) from error
 
         return one
 
@@ -41,12 +44,17 @@ def call_of(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[st
         args = [see(operand, values) for operand in bottoms]
         try:
             results = apply(step, modules[name], args, modules, shared)
-        except ValueError as error:  # of what is fed, such as a region in an image that is not there
-            raise InputError(f"{step.layer}: {error}") from error
+        except (ValueError, IndexError) as error:
+            raise _fed_wrongly(step, error) from error
         for top, value in zip(tops, results, strict=False):
             values[top] = value
 
     return many
+
+
+def _fed_wrongly(step: Step, error: Exception) -> InputError:
+    """For numbers that the layer cannot take, such as a region in an image that is not there."""
+    return InputError(f"{step.layer}: {error}")
 
 
 def shared_with(

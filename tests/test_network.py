@@ -410,3 +410,24 @@ def test_saving_the_state_and_loading_it_again(network: Network, x: Tensor, tmp_
     other = load(NET, seed=1)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert torch.equal(other(x), network(x))
+
+
+@pytest.mark.parametrize(
+    "layer, fed",
+    [
+        ('type: "BatchReindex" bottom: "a" bottom: "i"', {"a": torch.zeros(3, 4), "i": torch.tensor([0.0, 1, 5])}),
+        ('type: "Embed" bottom: "i" embed_param { num_output: 3 input_dim: 5 }', {"i": torch.tensor([0.0, 1, 5])}),
+    ],
+)
+def test_an_index_out_of_range_names_the_layer(layer: str, fed: dict[str, torch.Tensor]) -> None:
+    inputs = "".join(
+        f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ '
+        + " ".join(f"dim: {n}" for n in x.shape)
+        + " } } }\n"
+        for name, x in fed.items()
+    )
+    network = caffeport.load(f'{inputs} layer {{ name: "look up" {layer} top: "o" }}'.encode())
+    with pytest.raises(InputError, match="look up"):
+        network(fed)
+    with pytest.raises(InputError, match="look up"):
+        network.blobs(fed)
