@@ -17,7 +17,7 @@ from ..network import Feed, Network
 from .arithmetic import Arithmetic, deterministic, under_test
 from .compare import Comparison, Values, Walk, run_whole
 from .diagnose import diagnose
-from .judge import Limits, growth
+from .judge import Growth, Limits, growth
 from .picture import Gallery
 from .reference import Reference, Stored, match, unknown
 from .report import LayerResult, OutputResult, PrecisionResult, Report, agreement
@@ -43,7 +43,7 @@ def verify(
     precisions  of those layers: "ieee", "tf32", "bf16", "fp16"; the first is judged, each gives a line of the
                 precision table
     fail_fast   stop at the first layer that fails; layers are run on the reference's bottoms only, not from the inputs
-                on as well, so that memory holds one layer's blobs at a time
+                on as well, so that memory holds the blobs of two layers; there is no precision table then
     limits      the largest ratios that pass
 
     Raises InputError and ReferenceMismatch where the arrays are not this net's. A layer that differs is a result, not
@@ -209,15 +209,17 @@ def _wiring(network: Network, source: Reference, stored: Mapping[Value, Stored])
 def _outputs(
     network: Network, source: Reference, fed: Values, walk: Walk, arithmetics: Sequence[Arithmetic]
 ) -> tuple[list[OutputResult], list[PrecisionResult]]:
-    """The net's outputs in each arithmetic beside float64."""
+    """The net's outputs in each arithmetic beside float64; of a streamed walk, in the first beside the reference."""
+    if walk.streamed:
+        ours = _run(network, fed, arithmetics[0])
+        return [_output(name, ours[name].float(), None, source) for name in network.outputs], []
     truth, yard = walk.outputs()
     results: list[OutputResult] = []
     table: list[PrecisionResult] = []
     if len(truth) < len(network.outputs):
         return results, table  # a layer cannot run, which is told where it stands
     for arithmetic in arithmetics:
-        plain = arithmetic.device.type == "cpu" and arithmetic.name == "ieee"
-        ours = _forward(network, fed) if plain else run_whole(network, fed, arithmetic)
+        ours = _run(network, fed, arithmetic)
         for name, y64 in truth.items():
             d32 = ours[name].float()
             if d32.shape != y64.shape:
@@ -234,12 +236,11 @@ def _outputs(
                 )
             )
             if arithmetic is arithmetics[0]:
-                results.append(_output(name, d32, y64, yard[name], source))
+                results.append(_output(name, d32, beside, source))
     return results, table
 
 
-def _output(name: str, d32: Tensor, y64: Tensor, yard: Tensor, source: Reference) -> OutputResult:
-    beside = growth(d32, y64, yard)
+def _output(name: str, d32: Tensor, beside: Growth | None, source: Reference) -> OutputResult:
     if name not in source.shapes or source.shapes[name] != tuple(d32.shape):
         return OutputResult(name, beside)
     ref = torch.from_numpy(source.read(name))
@@ -267,8 +268,10 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def _forward(network: Network, fed: Values) -> dict[str, Tensor]:
-    """The outputs as the user gets them."""
+def _run(network: Network, fed: Values, arithmetic: Arithmetic) -> dict[str, Tensor]:
+    """The outputs; on a CPU in float32 as the user gets them, else a layer at a time."""
+    if arithmetic.device.type != "cpu" or arithmetic.name != "ieee":
+        return run_whole(network, fed, arithmetic)
     found = network({value.blob: array for value, array in fed.items()})
     return found if isinstance(found, dict) else {network.outputs[0]: found}
 

@@ -115,8 +115,6 @@ class Walk:
         """The net's outputs from the inputs on, in float64 and in float32 on one thread, as far as they could be
         computed.
         """
-        if self.streamed:
-            return run_whole(self.network, self.fed, TRUTH), run_whole(self.network, self.fed, YARDSTICK)
         graph = self.graph
         can = [name for name in graph.outputs if graph.blobs[name].value in self.whole[0]]
         truth, yard = ({name: _see(graph.blobs[name], lane) for name in can} for lane in self.whole)
@@ -343,16 +341,8 @@ def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[
     last = _last_use(network)
     with torch.no_grad():
         for index, step in enumerate(network.graph.steps):
-            values |= zip(
-                step.tops,
-                arithmetic.run(
-                    network,
-                    step,
-                    [_see(o, values) for o in step.bottoms],
-                    in_float64(network, step) if arithmetic is TRUTH else None,
-                ),
-                strict=False,
-            )
+            bottoms = [_see(operand, values) for operand in step.bottoms]
+            values |= zip(step.tops, arithmetic.run(network, step, bottoms), strict=False)
             for value in last.get(index, ()):
                 values.pop(value, None)
     return {name: _see(network.graph.blobs[name], values).cpu() for name in network.graph.outputs}
