@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caffeport.modules.convolution import Im2col
-from caffeport.modules.detection import DetectionOutput
+from caffeport.modules.detection import DetectionOutput, PriorBox
 from caffeport.modules.normalization import MVN, LocalResponseNorm, WithinChannelLRN
 from caffeport.modules.pooling import MaxPoolMask, Pool, SpatialPyramid
-from caffeport.modules.rcnn import ROIPool
+from caffeport.modules.rcnn import Proposal, ROIPool, generate_anchors
 from caffeport.modules.recurrent import LSTM, RNN
 from caffeport.modules.segmentation import Interp
 
 Call = Callable[[], object]
+SIZES = [[30.0, 30.0], [42.4, 42.4], [42.4, 21.2], [21.2, 42.4]]  # of the priors of a cell
+VARIANCE = [0.1, 0.1, 0.2, 0.2]
 
 
 def cases() -> dict[str, tuple[Call, Call]]:
@@ -36,6 +38,15 @@ def cases() -> dict[str, tuple[Call, Call]]:
     rois = torch.cat([torch.zeros(300, 1), corner, corner + extent], 1)
     loc, conf, priors = _ssd(8732, 21)
     detect = DetectionOutput(21, True, 0, "CENTER_SIZE", False, 0.01, 0.45, 1.0, 400, 200, None)
+    cells, picture, prior_box = (
+        torch.zeros(1, 512, 38, 38),
+        torch.zeros(1, 3, 300, 300),
+        PriorBox(SIZES, VARIANCE, None, None, 0.5, False),
+    )
+    anchors = generate_anchors(16, (0.5, 1, 2), (8, 16, 32), half_to_even=False)
+    proposal = Proposal(anchors.tolist(), 16, 16, 6000, 300, 0.7, False, True)
+    objects, deltas = torch.randn(1, 18, 38, 63).softmax(1), torch.randn(1, 36, 38, 63) * 0.2
+    info, anchors = torch.tensor([[600.0, 1000.0, 1.0, 1.0]]), torch.as_tensor(anchors).float()
     steps, streams, inputs, hidden = 20, 16, 512, 512
     sequence, going = torch.randn(steps, streams, inputs), torch.ones(steps, streams)
     going[0] = 0
@@ -60,6 +71,11 @@ def cases() -> dict[str, tuple[Call, Call]]:
         ),
         "ROIPooling, 300 regions": (lambda: pool(features, rois), lambda: _roi_pool(features, rois)),
         "DetectionOutput, SSD300": (lambda: detect(loc, conf, priors), lambda: _detections(loc, conf, priors)),
+        "PriorBox, 38 x 38": (lambda: prior_box(cells, picture), _priors),
+        "Proposal, 600 x 1000": (
+            lambda: proposal(objects, deltas, info)[0][:, 1:],
+            lambda: _proposals(objects[0, 9:], deltas, anchors),
+        ),
         "Im2col": (lambda: columns(x), lambda: F.unfold(x, 3, padding=1)),
         "LSTM, no restart": (lambda: lstm(sequence, going), lambda: stock_lstm(sequence)),
         "LSTM, restarts": (lambda: lstm(sequence, stopping), lambda: stock_lstm(sequence)),
@@ -99,6 +115,37 @@ def _detections(loc: Tensor, conf: Tensor, priors: Tensor) -> Tensor:
             rest, score = rest[keep], score[keep]
     found = torch.stack(rows)
     return found[found[:, 2].argsort(descending=True)[:200]]
+
+
+def _priors() -> Tensor:
+    places = (torch.arange(38) + 0.5) * 300 / 38
+    y, x = torch.meshgrid(places, places, indexing="ij")
+    centre, half = torch.stack([x, y], -1)[:, :, None], torch.tensor(SIZES) / 2
+    boxes = torch.cat([centre - half, centre + half], -1) / 300
+    return torch.stack([boxes.flatten(), torch.tensor(VARIANCE).repeat(boxes.numel() // 4)])[None]
+
+
+def _proposals(scores: Tensor, deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Proposal as one would compose it, a kept box at a time: 300 boxes of a picture of 600 x 1000."""
+    height, width = scores.shape[1:]
+    y, x = torch.meshgrid(torch.arange(height) * 16.0, torch.arange(width) * 16.0, indexing="ij")
+    boxes = (torch.stack([x, y, x, y], -1)[:, :, None] + anchors).reshape(-1, 4)
+    move, growth = deltas.reshape(9, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4).split(2, 1)
+    size = boxes[:, 2:] - boxes[:, :2] + 1
+    centre, size = boxes[:, :2] + size / 2 + move * size, growth.exp() * size
+    limit = torch.tensor([999.0, 599.0])
+    low, high = ((centre + size * side).clamp(min=0).minimum(limit) for side in (-0.5, 0.5))
+    score = torch.where((high - low + 1 < 16).any(1), 0.0, scores.permute(1, 2, 0).flatten())
+    rest = torch.cat([low, high], 1)[score.argsort(descending=True, stable=True)[:6000]]
+    rows: list[Tensor] = []
+    while len(rest) and len(rows) < 300:
+        rows.append(rest[0])
+        inner = torch.minimum(rest[:1, 2:], rest[:, 2:]) - torch.maximum(rest[:1, :2], rest[:, :2]) + 1
+        common, area = inner.clamp(min=0).prod(1), (rest[:, 2:] - rest[:, :2] + 1).prod(1)
+        keep = common / (area[0] + area - common) <= 0.7
+        keep[0] = False
+        rest = rest[keep]
+    return torch.stack(rows)
 
 
 def _roi_pool(features: Tensor, rois: Tensor) -> Tensor:
