@@ -1,5 +1,6 @@
 """A Network as a torch.export program (.pt2)."""
 
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ def export_pt2(network: Network, path: str | Path, *, batch: str | int | None = 
     Raises UnsupportedLayer where torch cannot trace the net: where what follows depends on the numbers, as in NMS.
     """
     path = Path(path)
+    if path.suffix != ".pt2":
+        raise InputError(f"{path}: the name of a torch.export program ends in .pt2")
     sizes = {value.blob: value.shape for value in network.graph.needed}
     # torch takes a size of 1 for fixed, so an open one is traced with 2.
     first = 2 if isinstance(batch, str) else batch
@@ -46,8 +49,8 @@ def export_pt2(network: Network, path: str | Path, *, batch: str | int | None = 
             )
     except Exception as error:  # torch raises many kinds here
         raise UnsupportedLayer(f"torch.export cannot trace this net: {str(error).partition(chr(10))[0]}") from error
-    if path.suffix != ".pt2":
-        raise InputError(f"{path}: the name of a torch.export program ends in .pt2")
+    archive = BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, archive)
     with appearing(path) as temporary:
-        torch.export.save(program, temporary)
+        temporary.write_bytes(archive.getbuffer())
     return path

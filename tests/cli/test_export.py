@@ -1,6 +1,9 @@
 """`caffeport export`."""
 
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from tests.conftest import DIGITS
+from tests.conftest import DIGITS, ROOT
 
 NET = (DIGITS / "deploy.prototxt", DIGITS / "digits.caffemodel")
 
@@ -148,3 +151,18 @@ def test_refusals(caffeport, tmp_path: Path, monkeypatch, arguments: tuple[str, 
     assert result.exit_code == 2
     assert message in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [("export", "net.onnx"), ("export", "net.pt2"), ("convert", "net")])
+def test_a_file_that_cannot_be_written_to_its_end(tmp_path: Path, command: tuple[str, str]) -> None:
+    """The system allows files of 16 KiB only, as if the disk were full then; the net has 150 KB of weights."""
+    verb, name = command
+    arguments = [sys.executable, "-m", "caffeport", verb, *NET, "-o", tmp_path / name]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, preexec_fn=_short_files, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("Error: ") and "File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def _short_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
