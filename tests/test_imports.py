@@ -14,6 +14,7 @@ PACKAGE = ROOT / "caffeport"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {  # part of the package -> parts that it may import, beside itself
     "errors": set(),
+    "files": {"errors"},
     "folder": {"errors"},
     "formats": {"errors"},
     "modules": set(),
@@ -30,8 +31,8 @@ MAY_IMPORT = {  # part of the package -> parts that it may import, beside itself
     "folding": {"layers", "modules", "graph", "plan", "network"},
 }
 WITHOUT_TORCH = (
-    *("__init__", "__main__", "alignment", "cli", "description", "errors", "fillers", "folder", "formats", "graph"),
-    *("layers", "matching", "preprocess", "surgery"),
+    *("__init__", "__main__", "alignment", "cli", "description", "errors", "files", "fillers", "folder", "formats"),
+    *("graph", "layers", "matching", "preprocess", "surgery"),
 )
 
 

@@ -1,9 +1,7 @@
 """What commands print and write: tables, JSON, and files that appear whole or not at all."""
 
 import json
-import os
 import sys
-import tempfile
 import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
+from ..files import appearing
 
 MAX_NAME = 60
 MAX_MEMBER_NAME = 65_535 - len(".npy")  # a zip archive counts the bytes of a name in 16 bits
@@ -55,24 +54,13 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
             raise InputError(
                 f"blob {visible(name)!r}: an .npz file holds no name with NUL or over {MAX_MEMBER_NAME:,} bytes"
             )
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                with zipfile.ZipFile(file, "w") as archive:
-                    for name, array in arrays.items():
-                        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                            np.lib.format.write_array(member, array, allow_pickle=False)
-                file.close()
-                os.chmod(file.name, 0o666 & ~_umask())  # a temporary file is its owner's only
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:  # names the temporary file
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with appearing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Raises InputError where it cannot be written."""
+    with appearing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

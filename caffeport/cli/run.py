@@ -62,7 +62,10 @@ def run(
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray[Any, Any]]:
-    """All arrays of an .npz file. Raises InputError for anything else, and for arrays that are not of numbers."""
+    """The arrays of an .npz file by blob name; of a reference (see `verify`), what was fed: `in::BLOB`.
+
+    Raises InputError for anything else, and for arrays that are not of numbers.
+    """
     try:
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
@@ -76,7 +79,7 @@ def _read_npz(path: str) -> dict[str, np.ndarray[Any, Any]]:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
             raise InputError(f"{path}: array {name!r} does not hold numbers")
-    return arrays
+    return {name.removeprefix("in::"): array for name, array in arrays.items() if name.startswith("in::")} or arrays
 
 
 def _device(name: str) -> Any:

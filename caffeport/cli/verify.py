@@ -10,7 +10,7 @@ import click
 from ..errors import InputError
 from . import import_torch
 from .options import deploy_option, load_options
-from .output import print_json, print_table, visible
+from .output import print_json, print_table, visible, write_text
 
 if TYPE_CHECKING:
     from ..verification import Report
@@ -85,12 +85,12 @@ def verify(
         fail_fast=fail_fast, limits=Limits(rms, largest),
     )  # fmt: skip
     if html is not None:
-        html.write_text(report.to_html(), encoding="utf-8")
+        write_text(html, report.to_html())
     if json_file is not None and str(json_file) == "-":
         print_json(report.to_dict())
     else:
         if json_file is not None:
-            json_file.write_text(report.to_json() + "\n", encoding="utf-8")
+            write_text(json_file, report.to_json() + "\n")
         print_report(report)
     if not report.passed:
         sys.exit(1)
@@ -201,4 +201,4 @@ def dump_script(output: Path | None) -> None:
     if output is None:
         click.echo(script, nl=False)
     else:
-        output.write_text(script, encoding="utf-8")
+        write_text(output, script)

@@ -12,12 +12,13 @@ import numpy as np
 
 from .. import __version__
 from ..errors import CaffeportError, InputError, ShapeError, UnsupportedLayer
+from ..files import appearing
 from ..graph import Graph, Operand, Value
 from ..layers import Shape
 from ..network import Network, _needed
 from ..preprocess import Preprocessing
 from .graph import OnnxBody, OnnxGraph, OnnxNode, OnnxValue
-from .onnx_file import Initializer, appearing, write_model
+from .onnx_file import Initializer, write_model
 from .pictures import PictureInput
 
 if TYPE_CHECKING:

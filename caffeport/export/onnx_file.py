@@ -1,16 +1,10 @@
 """Writes an ONNX model to disk: initializers straight from the arrays that hold them, and files whole or not at all."""
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-
-from ..errors import InputError
 
 Array = np.ndarray[Any, Any]
 Initializer = tuple[str, tuple[int, ...], Callable[[], Array]]  # name, dims, and its values when they are needed
@@ -90,24 +84,3 @@ def _varint(number: int) -> bytes:
         out.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*out, number])
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A path to write to, in a folder of its own; when the block ends well, all files there move beside `path`.
-
-    An error, a full disk or an interrupt leaves nothing behind. Raises InputError where nothing can be written.
-    """
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
-        yield folder / path.name
-        # The file of that name comes last: whatever it refers to is there before it.
-        for made in sorted(folder.iterdir(), key=lambda made: made.name == path.name):
-            os.replace(made, path.with_name(made.name))
-    except OSError as error:
-        raise InputError(f"{path}: writing failed: {error.strerror or error}; nothing was left behind") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ..errors import InputError, UnsupportedLayer
+from ..files import appearing
 from ..network import Network
-from .onnx_file import appearing
 from .proof import random_inputs
 
 

@@ -26,11 +26,11 @@ from torch.fx import GraphModule
 
 from .. import __version__, modules
 from ..errors import InputError
+from ..files import appearing
 from ..graph import Operand, Step, Value
 from ..modules import normalization
 from ..modules.packed import PackedConv2d
 from ..network import Network
-from .onnx_file import appearing
 
 WIDTH = 88  # columns of the generated code; the copied functions keep their own
 LONGEST = 40  # characters of a local variable

@@ -1,6 +1,7 @@
 """`caffeport export`."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -153,12 +154,24 @@ def test_refusals(caffeport, tmp_path: Path, monkeypatch, arguments: tuple[str, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [("export", "net.onnx"), ("export", "net.pt2"), ("convert", "net")])
-def test_a_file_that_cannot_be_written_to_its_end(tmp_path: Path, command: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", *NET, "-o", "net.onnx"),
+        ("export", *NET, "-o", "net.pt2"),
+        ("convert", *NET, "-o", "net"),
+        ("run", *NET, "--inputs", DIGITS / "reference.npz", "-o", "out.npz"),
+        ("verify", *NET, "--reference", DIGITS / "reference.npz", "--html", "report.html"),
+    ],
+    ids=str,
+)
+def test_a_file_that_cannot_be_written_to_its_end(tmp_path: Path, command: tuple[str | Path, ...]) -> None:
     """The system allows files of 16 KiB only, as if the disk were full then; the net has 150 KB of weights."""
-    verb, name = command
-    arguments = [sys.executable, "-m", "caffeport", verb, *NET, "-o", tmp_path / name]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, preexec_fn=_short_files, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "caffeport", *command], capture_output=True, text=True, check=False,
+        preexec_fn=_short_files, cwd=tmp_path, env=environment,
+    )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("Error: ") and "File too large" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -112,7 +112,7 @@ def test_a_place_that_cannot_be_written(caffeport, inputs, tmp_path, monkeypatch
     def refuse(*_, **names):
         raise PermissionError(errno.EACCES, "Permission denied", f"{names['dir']}/{names['prefix']}xyz")
 
-    monkeypatch.setattr("caffeport.cli.output.tempfile.NamedTemporaryFile", refuse)
+    monkeypatch.setattr("caffeport.files.tempfile.mkdtemp", refuse)
     result = caffeport("run", NET, WEIGHTS, "--inputs", inputs, "-o", tmp_path / "out.npz")
     assert result.exit_code == 2
     assert f"{tmp_path / 'out.npz'}: cannot be written: Permission denied" in result.stderr
@@ -122,3 +122,11 @@ def test_a_missing_folder(caffeport, inputs, tmp_path):
     result = caffeport("run", NET, WEIGHTS, "--inputs", inputs, "-o", tmp_path / "no/out.npz")
     assert result.exit_code == 2
     assert "no such folder" in result.stderr
+
+
+def test_what_a_reference_was_fed(caffeport, tmp_path):
+    """A file with in::BLOB gives these, and not its other arrays."""
+    result = caffeport("run", NET, WEIGHTS, "--inputs", DIGITS / "reference.npz", "-o", tmp_path / "out.npz")
+    assert result.exit_code == 0, result.output
+    with np.load(DIGITS / "reference.npz") as wanted, np.load(tmp_path / "out.npz") as got:
+        assert np.allclose(got["prob"], wanted["prob::prob"], atol=1e-6)
