@@ -4,6 +4,7 @@ deploy.prototxt      the net that was built, V2 text
 model.safetensors    weights, keys as in state_dict
 caffeport.json       where it came from, names, inputs, preprocessing, hashes
 mean.npy             the mean image, float32 (C, H, W) or (C,), where one was given
+model.onnx, model.py, report.json, report.html  where they were asked for
 README.md            what it is and how to use it
 """
 

@@ -1,11 +1,9 @@
 """`caffeport run`: a net's blobs for given arrays."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from ..errors import InputError
 from . import import_torch
@@ -36,7 +34,6 @@ def run(
     The file written holds `layer::top`, what each layer wrote right after it ran, and each blob by its name as it is at
     the end; float32. It appears whole or not at all.
     """
-    feeds = _read_npz(arrays)
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder to write {output.name} to")
     if output.is_dir():
@@ -46,7 +43,11 @@ def run(
     import torch
 
     from ..loading import load
+    from ..verification import Reference
 
+    with Reference.open(arrays) as held:  # of a whole reference, only what was fed
+        fed = [key for key in held.shapes if key.startswith("in::")] or held.shapes
+        feeds = {key.removeprefix("in::"): held.read(key) for key in fed}
     target = _device(device)
     network = load(net, weights, **how).to(target)
     if until is not None:
@@ -59,27 +60,6 @@ def run(
         print_json(shapes)
     else:
         click.echo(f"{click.format_filename(output)}: {len(shapes)} blobs, {output.stat().st_size:,} bytes")
-
-
-def _read_npz(path: str) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of an .npz file by blob name; of a reference (see `verify`), what was fed: `in::BLOB`.
-
-    Raises InputError for anything else, and for arrays that are not of numbers.
-    """
-    try:
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                raise InputError(f"{path}: a single array (.npy); expected an .npz file with one array for each input")
-            arrays = {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (ValueError, EOFError, OSError, KeyError, NotImplementedError, MemoryError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as an .npz file: {error}") from error
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-            raise InputError(f"{path}: array {name!r} does not hold numbers")
-    return {name.removeprefix("in::"): array for name, array in arrays.items() if name.startswith("in::")} or arrays
 
 
 def _device(name: str) -> Any:

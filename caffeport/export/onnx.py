@@ -89,9 +89,8 @@ def export_onnx(
             from .proof import prove as prove_file
 
             report = prove_file(temporary, model, network)
-    done = OnnxExport(path, model.opset, len(model.nodes), model.inputs, model.outputs, model.notes)
-    done.preprocessing, done.report = picture.to_dict() if picture else None, report
-    return done
+    prepared = picture.to_dict() if picture else None
+    return OnnxExport(path, model.opset, len(model.nodes), model.inputs, model.outputs, model.notes, prepared, report)
 
 
 class OnnxModel:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..layers.base import FLOAT
 from ..preprocess import Preprocessing
 from .graph import OnnxGraph, OnnxValue
 
@@ -100,7 +101,7 @@ class PictureInput:
             graph.key = "preprocessing"
         if self.prepare.bgr and input_shape[1] == 3:
             x = graph.call("Gather", x, graph.axes(2, 1, 0), axis=1)
-        x = graph.call("Cast", x, to=1)
+        x = graph.call("Cast", x, to=FLOAT)
         if mean.any():
             x = graph.call("Sub", x, graph.constant(mean.reshape(-1, 1, 1) if mean.ndim == 1 else mean))
         scale = self.prepare.scale

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..errors import ShapeError
-from .base import Array, Blob, Layer, Quirk, Shape, constant, register, text
+from .base import FLOAT, Array, Blob, Layer, Quirk, Shape, constant, register, text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -364,7 +364,7 @@ class Threshold(_Function):
     moves = True
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
-        return [graph.call("Cast", graph.call("Greater", *bottoms, graph.constant(self.param.threshold)), to=1)]
+        return [graph.call("Cast", graph.call("Greater", *bottoms, graph.constant(self.param.threshold)), to=FLOAT)]
 
 
 @register("Dropout")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Shape = tuple[int | None, ...]  # None: known only at run time
 UNKNOWN: Shape = (None,) * 33  # an input whose number of axes the file does not tell; Caffe's blobs have 32 at most
+FLOAT, INT64, BOOL, DOUBLE = 1, 7, 9, 11  # ONNX's numbers of element types, for Cast
 
 
 class Size(int):

@@ -4,7 +4,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ..errors import ShapeError
-from .base import Blob, Layer, Shape, count, register
+from .base import INT64, Blob, Layer, Shape, count, register
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,5 +117,5 @@ class Embed(Layer):
         return Module(self.param.input_dim, self.param.num_output, bool(self.param.bias_term))
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
-        y = graph.call("Gather", graph.weight("weight"), graph.call("Cast", *bottoms, to=7), axis=0)
+        y = graph.call("Gather", graph.weight("weight"), graph.call("Cast", *bottoms, to=INT64), axis=0)
         return [graph.call("Add", y, graph.weight("bias")) if self.param.bias_term else y]

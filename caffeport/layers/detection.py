@@ -1,12 +1,13 @@
 """Detection heads: SSD's and RefineDet's, and YOLO's."""
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import ShapeError
 from ..formats.schema import Message
-from .base import Array, Blob, Layer, Quirk, Shape, constant, count, register, text
+from .base import BOOL, FLOAT, Array, Blob, Layer, Quirk, Shape, constant, count, register, text
 from .data import DataLayer
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def cells(graph: "OnnxGraph", x: "OnnxValue") -> "OnnxValue":
     numbers = []
     for axis, others, xy in ((3, (0, 2, 3), (1.0, 0.0)), (2, (1, 2, 3), (0.0, 1.0))):
         size = graph.call("Squeeze", graph.sizes(x, axis, axis + 1), graph.axes(0))
-        number = graph.call("Cast", graph.call("Range", graph.constant(0), size, graph.constant(1)), to=1)
+        number = graph.call("Cast", graph.call("Range", graph.constant(0), size, graph.constant(1)), to=FLOAT)
         numbers.append(graph.call("Mul", graph.call("Unsqueeze", number, graph.axes(*others)), graph.constant(xy)))
     return graph.call("Add", *numbers)
 
@@ -286,11 +287,13 @@ def suppressed_by_shrinking(
         touch = graph.call("Greater", common, graph.constant(0.0))
         overlap = graph.call("Where", touch, graph.call("Div", common, union), graph.constant(0.0))
         worst = graph.call("ReduceMax", graph.call("Mul", overlap, kept), graph.axes(1))
-        fits = graph.call("Cast", graph.call("LessOrEqual", worst, limit), to=1)
+        fits = graph.call("Cast", graph.call("LessOrEqual", worst, limit), to=FLOAT)
         keep = graph.call("Mul", graph.call("Unsqueeze", taking_part, graph.axes(1)), fits)
-        shrinks = graph.call("And", graph.call("Cast", keep, to=9), graph.call("Greater", limit, graph.constant(0.5)))
+        shrinks = graph.call(
+            "And", graph.call("Cast", keep, to=BOOL), graph.call("Greater", limit, graph.constant(0.5))
+        )
         limit = graph.call("Where", shrinks, graph.call("Mul", limit, graph.constant(float(eta))), limit)
-        here = graph.call("Cast", graph.call("Equal", ranks, rank), to=1)
+        here = graph.call("Cast", graph.call("Equal", ranks, rank), to=FLOAT)
         return [graph.call("Add", kept, graph.call("Mul", keep, here)), limit], []
 
     nothing = graph.filled_like(counts, 0.0)
@@ -304,7 +307,7 @@ def found(graph: "OnnxGraph", rows: "OnnxValue", x: "OnnxValue") -> "OnnxValue":
     """In ONNX: the rows (K, 7) as (1, 1, K, 7); where there is none, a row (i, -1, ...) for each image of x."""
     images = graph.sizes(x, 0, 1)
     number = graph.call("Range", graph.constant(0), graph.call("Squeeze", images, graph.axes(0)), graph.constant(1))
-    number = graph.call("Unsqueeze", graph.call("Cast", number, to=1), graph.axes(1))
+    number = graph.call("Unsqueeze", graph.call("Cast", number, to=FLOAT), graph.axes(1))
     blank = graph.call("Pad", number, graph.axes(0, 0, 0, 6), graph.constant(-1.0))
     empty = graph.call("Equal", graph.sizes(rows, 0, 1), graph.axes(0))
     blank = graph.call("Compress", blank, graph.call("Expand", empty, images), axis=0)
@@ -436,12 +439,12 @@ class DetectionOutput(Layer):
                 "ScatterND", zeros, pairs, graph.call("Expand", graph.constant(1.0), graph.sizes(pairs, 0, 1))
             )
         else:
-            counts = graph.call("Cast", graph.call("Greater", best, graph.constant(float(threshold))), to=1)
+            counts = graph.call("Cast", graph.call("Greater", best, graph.constant(float(threshold))), to=FLOAT)
             kept = suppressed_by_shrinking(graph, solid, counts, top_k, p.nms_param.nms_threshold, p.nms_param.eta)
         if p.keep_top_k > -1:
             limit = min(p.keep_top_k, len(labels) * top_k)
             lowest = graph.constant(np.float32(-np.inf))
-            table = graph.call("Where", graph.call("Cast", kept, to=9), best, lowest)
+            table = graph.call("Where", graph.call("Cast", kept, to=BOOL), best, lowest)
             table = graph.reshape(table, [None, len(labels) * top_k])
             _, at = graph.node("TopK", [table, graph.axes(limit)], 2, axis=1)
             ones = graph.call("Expand", graph.constant(1.0), graph.sizes(at))
@@ -450,7 +453,7 @@ class DetectionOutput(Layer):
             kept = graph.call("Mul", kept, graph.reshape(among, [None, top_k]))
         places = graph.call("Transpose", graph.call("NonZero", kept), perm=(1, 0))  # (K, 2), by group and rank
         group = graph.call("Gather", places, graph.axes(0), axis=1)
-        image = graph.call("Cast", graph.call("Div", group, graph.axes(len(labels))), to=1)
+        image = graph.call("Cast", graph.call("Div", group, graph.axes(len(labels))), to=FLOAT)
         label = graph.call(
             "Gather", graph.constant(np.array(labels, np.float32)), graph.call("Mod", group, graph.axes(len(labels)))
         )
@@ -625,7 +628,7 @@ class NearestUpsample(Layer):
         return [graph.call("Resize", x, None, scales, **how)]
 
 
-class _YoloOutput(Layer):
+class _YoloOutput(Layer, ABC):
     """What the two YOLO detection layers share."""
 
     fresh = True
@@ -652,15 +655,15 @@ class _YoloOutput(Layer):
                 )
         return [(1, 1, None, 7)]
 
+    @abstractmethod
     def anchors(self, index: int, maps: int) -> tuple[Array, float]:
         """Width and height of the boxes of map `index`, (num_box, 2), and how many of that unit a cell has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scored(
         self, graph: "OnnxGraph", objectness: "OnnxValue", classes: "OnnxValue"
     ) -> "tuple[OnnxValue, OnnxValue, OnnxValue | None]":
         """In ONNX: scores (N, H W, num_box, s), which of them count, and their labels; None: those are 0 to s - 1."""
-        raise NotImplementedError
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         maps = len(bottoms)
@@ -677,7 +680,7 @@ class _YoloOutput(Layer):
         numbers = graph.reshape(x, [None, boxes, 5 + classes, None], copied=(0,))
         numbers = graph.call("Transpose", numbers, perm=(0, 3, 1, 2))  # (N, H W, num_box, 5 + classes)
         middle, size, objectness, chances = graph.node("Split", [numbers, graph.axes(2, 2, 1, classes)], 4, axis=3)
-        extent = graph.call("Cast", graph.call("Gather", graph.sizes(x, 2, 4), graph.axes(1, 0)), to=1)
+        extent = graph.call("Cast", graph.call("Gather", graph.sizes(x, 2, 4), graph.axes(1, 0)), to=FLOAT)
         place = graph.reshape(cells(graph, x), [None, 1, 2])
         centre = graph.call("Div", graph.call("Add", graph.call("Sigmoid", middle), place), extent)
         side = graph.call("Mul", graph.call("Exp", size), graph.constant(anchors))
@@ -689,7 +692,7 @@ class _YoloOutput(Layer):
         box, label = graph.node("Split", [where, graph.axes(3, 1)], 2, axis=1)
         if labels:
             label = graph.call("Unsqueeze", graph.call("GatherND", labels, where), graph.axes(1))
-        label = graph.call("Cast", graph.call("Add", label, graph.axes(1)), to=1)
+        label = graph.call("Cast", graph.call("Add", label, graph.axes(1)), to=FLOAT)
         score = graph.call("Unsqueeze", graph.call("GatherND", score, where), graph.axes(1))
         rows = graph.call("Concat", label, score, graph.call("GatherND", corners, box), axis=1)
         return graph.call("Pad", rows, graph.axes(0, 1, 0, 0))

@@ -1,10 +1,11 @@
 """Losses and accuracy: what training nets and their tests end with."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import ShapeError, UnsupportedLayer
-from .base import Layer, Quirk, Shape, compatible, count, register, text
+from .base import BOOL, FLOAT, INT64, Layer, Quirk, Shape, compatible, count, register, text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
 NORMALIZATIONS = {0: "full", 1: "valid", 2: "batch_size", 3: "none"}
 FORKS_ONLY = ("label_smoothing", "pre_fixed_normalizer", "class_weighting", "weight_by_label_freqs")
-FLOAT, INT64, BOOL = 1, 7, 9  # ONNX's numbers of element types
 
 
 class _Loss(Layer):
@@ -87,24 +87,25 @@ class _NormalizedLoss(_Loss):
         return super().tops(bottoms)
 
 
-class _LabelledLoss(_NormalizedLoss):
+class _LabelledLoss(_NormalizedLoss, ABC):
     """Base of the losses over a softmax: one label for each place outside of the class axis."""
 
     top_count = (1, 2)
 
+    @abstractmethod
     def class_axis(self) -> int:
-        raise NotImplementedError
+        """The axis that has the classes, as the prototxt says it: it may count from the end."""
 
     def check(self, bottoms: list[Shape]) -> None:
         scores = bottoms[0]
         axis = self.axis(self.class_axis(), scores)
         self.same_count(count((*scores[:axis], *scores[axis + 1 :])), bottoms[1], "labels")
 
+    @abstractmethod
     def terms(
         self, graph: "OnnxGraph", p: "OnnxValue", index: "OnnxValue", axis: int, further: "list[OnnxValue]"
     ) -> "OnnxValue":
         """The loss at each place in ONNX, from the probabilities, labels in range, and what bottoms follow those."""
-        raise NotImplementedError
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         x, label, *further = bottoms

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import ShapeError, UnsupportedLayer
 from ..formats.schema import Message
 from ..modules.geometry import pooled_size, spp_window, torch_pools_alike
-from .base import Layer, Quirk, Shape, count, register, text
+from .base import FLOAT, Layer, Quirk, Shape, count, register, text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,7 +221,7 @@ class Pooling(Layer):
             plane = graph.call("ReduceProd", graph.sizes(x, 2), graph.axes(0), keepdims=0)
         else:
             plane = graph.constant(height * width)
-        return [top, graph.call("Cast", graph.call("Mod", index, plane), to=1)]
+        return [top, graph.call("Cast", graph.call("Mod", index, plane), to=FLOAT)]
 
     def source(self, writer: "SourceWriter", bottoms: list[str]) -> list[str]:
         module, (x,) = writer.built(), bottoms

@@ -1,12 +1,13 @@
 """Region proposals and pooling of Faster R-CNN and R-FCN."""
 
 import re
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import FormatError, ShapeError, UnsupportedLayer
-from .base import Layer, Quirk, Shape, count, register, text
+from .base import DOUBLE, FLOAT, INT64, Layer, Quirk, Shape, count, register, text
 from .detection import cells, suppressed
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def rounded(graph: "OnnxGraph", x: "OnnxValue") -> "OnnxValue":
     size = graph.call("Abs", x)
     whole = graph.call("Floor", size)
     up = graph.call("GreaterOrEqual", graph.call("Sub", size, whole), graph.constant(0.5))
-    return graph.call("Mul", graph.call("Sign", x), graph.call("Add", whole, graph.call("Cast", up, to=1)))
+    return graph.call("Mul", graph.call("Sign", x), graph.call("Add", whole, graph.call("Cast", up, to=FLOAT)))
 
 
 @register("PSROIPooling")
@@ -113,9 +114,9 @@ class PSROIPooling(Layer):
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         (x, rois), group, outputs = bottoms, self.param.group_size, self.param.output_dim
         size = graph.sizes(x, 2, 4) if None in x.shape[2:] else graph.axes(*x.shape[2:])  # type: ignore[arg-type]
-        image, first, end = self._bins(graph, rois, graph.reshape(graph.call("Cast", size, to=1), [2, 1]))
+        image, first, end = self._bins(graph, rois, graph.reshape(graph.call("Cast", size, to=FLOAT), [2, 1]))
         # Running sums, after a row and a column of zeros, as rows (N g^2 (H + 1) (W + 1), D).
-        sums = graph.call("Pad", graph.call("Cast", x, to=11), graph.axes(0, 0, 1, 1, 0, 0, 0, 0))
+        sums = graph.call("Pad", graph.call("Cast", x, to=DOUBLE), graph.axes(0, 0, 1, 1, 0, 0, 0, 0))
         for axis in (2, 3):
             sums = graph.call("CumSum", sums, graph.constant(axis))
         sums = graph.reshape(sums, [None, outputs, group * group, None], copied=(0,))
@@ -140,7 +141,7 @@ class PSROIPooling(Layer):
         total = graph.call("Sub", lower, graph.call("Sub", before(y1, x0), before(y0, x0)))  # 0 in an empty bin
         area = graph.call("Mul", graph.call("Sub", y1, y0), graph.call("Sub", x1, x0))
         area = graph.call("Unsqueeze", graph.call("Max", area, graph.axes(1)), graph.axes(3))
-        mean = graph.call("Cast", graph.call("Div", total, graph.call("Cast", area, to=11)), to=1)
+        mean = graph.call("Cast", graph.call("Div", total, graph.call("Cast", area, to=DOUBLE)), to=FLOAT)
         return [graph.call("Transpose", mean, perm=(0, 3, 1, 2))]
 
     def _bins(
@@ -163,8 +164,8 @@ class PSROIPooling(Layer):
             number = graph.constant(np.arange(start, start + group, dtype=np.float32))
             edge = graph.call(rounding, graph.call("Add", graph.call("Mul", number, step), low))
             edge = graph.call("Min", graph.call("Max", edge, graph.constant(0.0)), limit)
-            edges.append(graph.call("Cast", edge, to=7))
-        return graph.call("Cast", image, to=7), edges[0], graph.call("Max", *edges)
+            edges.append(graph.call("Cast", edge, to=INT64))
+        return graph.call("Cast", image, to=INT64), edges[0], graph.call("Max", *edges)
 
     def quirks(self, bottoms: list[Shape]) -> list[Quirk]:
         return [
@@ -174,7 +175,7 @@ class PSROIPooling(Layer):
         ]
 
 
-class _Proposal(Layer):
+class _Proposal(Layer, ABC):
     """What the two forms of the proposal layer share."""
 
     bottom_count = (3, 3)
@@ -185,9 +186,9 @@ class _Proposal(Layer):
     differentiable = False
     image_numbers = 3  # of im_info
 
+    @abstractmethod
     def anchors(self) -> int:
         """How many at each place."""
-        raise NotImplementedError
 
     def tops(self, bottoms: list[Shape]) -> list[Shape]:
         scores, deltas, info = bottoms
@@ -208,11 +209,13 @@ class _Proposal(Layer):
             )
         return self.found()[: len(self.spec.top)]
 
+    @abstractmethod
     def found(self) -> list[Shape]:
-        raise NotImplementedError
+        """Shapes of the regions, and of their scores where the layer gives them."""
 
+    @abstractmethod
     def module(self, bottoms: list[Shape]) -> "ProposalModule":
-        raise NotImplementedError
+        """What computes it; the ONNX form reads its rules from that too."""
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         scores, deltas, info = bottoms

@@ -9,7 +9,7 @@ from ..errors import ShapeError
 from ..formats.model_file import StoredBlob
 from ..formats.schema import Message
 from ..modules.geometry import interp_size
-from .base import Array, Blob, Layer, Quirk, Shape, compatible, constant, count, register, text
+from .base import INT64, Array, Blob, Layer, Quirk, Shape, compatible, constant, count, register, text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -187,7 +187,7 @@ class MaskUpsample(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         x, mask = bottoms
-        return [placed(graph, x, graph.call("Cast", mask, to=7), self.tops([x.shape, mask.shape])[0])]
+        return [placed(graph, x, graph.call("Cast", mask, to=INT64), self.tops([x.shape, mask.shape])[0])]
 
 
 def placed(graph: "OnnxGraph", x: "OnnxValue", index: "OnnxValue", top: Shape) -> "OnnxValue":
@@ -267,7 +267,7 @@ class Unpooling(Layer):
         x, *mask = bottoms
         top = self.tops([bottom.shape for bottom in bottoms])[0]
         if mask:
-            return [placed(graph, x, graph.call("Cast", mask[0], to=7), top)]
+            return [placed(graph, x, graph.call("Cast", mask[0], to=INT64), top)]
         (channels, h, w), stride, kernel = (
             x.shape[1:],
             self.pair("stride", "stride", 1),

@@ -5,7 +5,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ..errors import ShapeError
-from .base import Blob, Layer, Quirk, Shape, Size, compatible, count, merged, register, text
+from .base import BOOL, FLOAT, INT64, Blob, Layer, Quirk, Shape, Size, compatible, count, merged, register, text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -493,7 +493,7 @@ class ArgMax(Layer):
                 else graph.constant(size - 1)
             )
             index = graph.call("Sub", last, place)
-        found = graph.call("Cast", index, to=1)
+        found = graph.call("Cast", index, to=FLOAT)
         if not whole:
             return [largest if p.out_max_val else found]  # type: ignore[list-item]
         rows = [found, largest] if p.out_max_val else [found]
@@ -530,7 +530,7 @@ class BatchReindex(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         x, index = bottoms
-        return [graph.call("Gather", x, graph.call("Cast", index, to=7), axis=0)]
+        return [graph.call("Gather", x, graph.call("Cast", index, to=INT64), axis=0)]
 
 
 @register("Filter")
@@ -569,7 +569,7 @@ class Filter(Layer):
 
     def onnx(self, graph: "OnnxGraph", bottoms: "list[OnnxValue]") -> "list[OnnxValue]":
         *data, selector = bottoms
-        keep = graph.call("Cast", graph.reshape(selector, [None]), to=9)
+        keep = graph.call("Cast", graph.reshape(selector, [None]), to=BOOL)
         return [graph.call("Compress", x, keep, axis=0) for x in data]
 
 
