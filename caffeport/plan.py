@@ -90,10 +90,15 @@ def converted(module: nn.Module, dtype: torch.dtype, device: str | torch.device)
         new = tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
         return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
 
-    tensors = [*module.parameters(), *module.buffers()]
+    leaf = next(iter(module._modules), None) is None
+    tensors = (
+        [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+        if leaf  # several times as fast as the other
+        else [*module.parameters(), *module.buffers()]
+    )
     if all(t.device == torch.device(device) and (t.dtype == dtype or not t.is_floating_point()) for t in tensors):
         return module
-    if next(module.children(), None) is not None:
+    if not leaf:
         return deepcopy(module, {id(tensor): moved(tensor) for tensor in tensors})
     new = copy(module)  # several times as fast as deepcopy
     new._parameters = {name: moved(tensor) for name, tensor in module._parameters.items()}

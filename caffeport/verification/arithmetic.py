@@ -74,6 +74,7 @@ class Arithmetic:
 
 TRUTH = Arithmetic("float64", torch.float64)
 YARDSTICK = Arithmetic("float32", threads=1, plain=True)
+WHOLE = Arithmetic("float32", plain=True)  # from the input on, where the noise of all layers before outweighs an order
 BLOCK = 1 << 20  # numbers of a matrix that are converted at a time
 
 
@@ -98,9 +99,9 @@ class _LinearInBlocks(nn.Module):
         )
 
 
-def in_float64(network: Network, step: Step) -> nn.Module:
-    """The layer's module in float64, on the CPU."""
-    own = network.get_submodule(network.names[step.key])
+def in_float64(network: Network, step: Step, module: nn.Module | None = None) -> nn.Module:
+    """The layer's module, or the one that stands in for it, in float64 on the CPU."""
+    own = module or network.get_submodule(network.names[step.key])
     if type(own) is nn.Linear and step.key not in network._views and own.weight.is_cpu and own.weight.numel() > BLOCK:
         return _LinearInBlocks(own)
     return converted(own, TRUTH.dtype, TRUTH.device)
@@ -123,10 +124,10 @@ def deterministic() -> Iterator[None]:
     """IEEE float32 and algorithms that give the same numbers at each run, inside; everything as it was, afterwards."""
     cudnn = torch.backends.cudnn
     before = (torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
-    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    algorithms = torch.get_deterministic_debug_mode()
     _allow_tf32(False)
     cudnn.deterministic, cudnn.benchmark = True, False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports torch's compiler: half a second
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
     memory.fill_uninitialized_memory = False  # a pass over every new array, which is then written
@@ -135,7 +136,7 @@ def deterministic() -> Iterator[None]:
     finally:
         memory.fill_uninitialized_memory = fill
         torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
-        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+        torch.set_deterministic_debug_mode(algorithms)
 
 
 def _allow_tf32(allowed: bool) -> None:

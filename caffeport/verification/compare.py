@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ..graph import Operand, Step, Value
 from ..layers import Shape, text
 from ..network import Network
-from .arithmetic import TRUTH, YARDSTICK, Arithmetic, in_float64
-from .judge import HALF_STEP, Growth, Judgement, growth, judge
+from .arithmetic import TRUTH, WHOLE, YARDSTICK, Arithmetic, in_float64
+from .judge import HALF_STEP, Growth, Judgement, growth, judge, judge_by_some
 from .picture import Gallery
 from .reference import Reference, Stored
+from .some import how_many, some_of
 from .yardstick import as_caffe
 
 Values = dict[Value, Tensor]
@@ -53,8 +54,8 @@ class Walk:
 
     local  values computed from the reference's own: in float64, in float32 on one thread, and in the arithmetic under
            test
-    whole  values computed from the inputs alone: in float64, and in float32 on one thread; none where `streamed`,
-           which takes half the memory
+    whole  values computed from the inputs alone: in float64, and in float32 on the CPU; none where `streamed`, which
+           takes half the memory
     """
 
     def __init__(
@@ -77,12 +78,8 @@ class Walk:
         self.gallery = gallery
         self.fed = inputs
         self.streamed = streamed
-        self.same = (
-            tested.dtype == torch.float32
-            and tested.device.type == "cpu"
-            and not tested.tf32
-            and torch.get_num_threads() == 1
-        )
+        self.plain = tested.dtype == torch.float32 and tested.device.type == "cpu" and not tested.tf32
+        self.same = self.plain and torch.get_num_threads() == 1
         self.local: tuple[Values, Values, Values] = {}, {}, {}
         self.whole: tuple[Values, Values] = {}, {}
         self.known: Values = {}  # what the reference says, float32 on the CPU; inputs too
@@ -95,6 +92,7 @@ class Walk:
         self.doubled: tuple[Step, nn.Module] | None = None  # the layer at hand in float64
         self.parted: set[Value] = set()  # where both roads differ, because the reference has been put in
         self.apart: set[Value] = set()  # local values that c32 has otherwise than d32, if `same`
+        self.few: dict[Value, int] = {}  # channels that tell enough of local values, of which d32 alone is computed
         self.lost: dict[Value, str] = {}  # values that could not be computed on the local road, and why
         self.last = _last_use(network)
         for value, array in inputs.items():
@@ -162,8 +160,10 @@ class Walk:
         batch = {size for value in cut if (size := self.shapes[value][0]) is not None}
         keep = min(cut.values()) if cut else None
         lanes = [[self._bottom(operand, lane, keep, batch) for operand in step.bottoms] for lane in self.local]
+        alone = keep is None and all(value in self.known for value in step.reads)
         try:
-            self._compute(self.local, step, lanes)
+            if not (alone and self._compute_alone(step, lanes[0])):
+                self._compute(self.local, step, lanes)
         except (RuntimeError, ValueError, IndexError) as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.lost |= dict.fromkeys(step.tops, f"layer {step.key!r} cannot run")
@@ -181,12 +181,39 @@ class Walk:
         if lanes is self.local and (apart or any(value in self.apart for value in step.reads)):
             self.apart.update(step.tops)
         same = self.same and self.apart.isdisjoint(step.tops)
-        for arithmetic, lane, args in zip((TRUTH, YARDSTICK, self.tested), lanes, bottoms, strict=False):
+        arithmetics = (TRUTH, WHOLE) if lanes is self.whole else (TRUTH, YARDSTICK, self.tested)
+        for arithmetic, lane, args in zip(arithmetics, lanes, bottoms, strict=False):
             if arithmetic is self.tested and same:
                 lane |= {top: lanes[1][top] for top in step.tops if top in lanes[1]}
             else:
                 module = self._double(step) if arithmetic is TRUTH else None
                 lane |= zip(step.tops, arithmetic.run(self.network, step, args, module), strict=False)
+
+    def _compute_alone(self, step: Step, bottoms: list[Tensor]) -> bool:
+        """Compute a layer whose bottoms are the reference's own, if less than all of it will do. Gives whether it did.
+
+        A layer that only moves values needs one arithmetic. And where nobody but the judge reads y64 and c32, some of
+        their values are enough for him: they wait until he asks.
+        """
+        y64, c32, d32 = self.local
+        self.args = bottoms, bottoms
+        if step.layer.exact():
+            yard = (self.tested if self.plain else YARDSTICK).run(self.network, step, bottoms)
+            ours = yard if self.plain else self.tested.run(self.network, step, bottoms)
+            for lane, tops in ((y64, yard), (c32, yard), (d32, ours)):
+                lane |= zip(step.tops, tops, strict=False)
+            return True
+        top = step.tops[0] if len(step.tops) == 1 else None
+        at = self.stored.get(top) if top else None
+        apart = self.streamed or any(value in self.parted for value in step.reads)
+        if not apart or top is None or at is None or at.items is not None or step.key in self.network._views:
+            return False
+        own = self.network.get_submodule(self.network.names[step.key])
+        few = how_many(own, bottoms, self.shapes[top])
+        if few:
+            (d32[top],) = self.tested.run(self.network, step, bottoms)
+            self.few[top] = few
+        return bool(few)
 
     def _double(self, step: Step) -> nn.Module:
         """The layer in float64, made once for both roads."""
@@ -218,7 +245,7 @@ class Walk:
             row.reason = "" if problem else self.lost.pop(top)
             self.lost.pop(top, None)
         else:
-            self._judge(row, ref, [lane[top] for lane in self.local])
+            self._judge(row, ref)
         if top in self.whole[0]:
             ours = [lane[top][: ref.shape[0]] if at.items is not None else lane[top] for lane in self.whole]
             if ours[0].shape == ref.shape:
@@ -226,21 +253,42 @@ class Walk:
         self._put(top, ref, at)
         return row
 
-    def _judge(self, row: Comparison, ref: Tensor, ours: list[Tensor]) -> None:
-        assert row.top is not None
-        items = (
-            min(ref.shape[0], ours[0].shape[0])
-            if ref.dim() and ours[0].dim() and (row.items is not None or row.top in self.items)
-            else None
-        )
-        ref, ours = (ref[:items], [x[:items] for x in ours]) if items is not None else (ref, ours)
-        if ours[0].shape != ref.shape:
-            row.problem = f"gives shape {text(tuple(ours[0].shape))}, the reference has {text(tuple(ref.shape))}"
+    def _judge(self, row: Comparison, ref: Tensor) -> None:
+        step, top = row.step, row.top
+        assert top is not None
+        y64, c32 = (lane.get(top) for lane in self.local[:2])
+        d32 = self.local[2][top]
+        if ref.dim() and d32.dim() and (row.items is not None or top in self.items):
+            items = min(ref.shape[0], d32.shape[0])
+            ref, d32 = ref[:items], d32[:items]
+            y64, c32 = (x if x is None else x[:items] for x in (y64, c32))
+        if d32.shape != ref.shape:
+            row.problem = f"gives shape {text(tuple(d32.shape))}, the reference has {text(tuple(ref.shape))}"
             return
-        y64, c32, d32 = ours
         d32 = c32 if d32 is c32 else d32.cpu().float()
-        row.judgement = judge(ref, y64, c32, d32, row.step.layer.noise_floor, self._noise(0, row.step, row.top))
-        self.gallery.show(row.step.key, row.top.blob, row.judgement, d32, ref)
+        if y64 is None or c32 is None:
+            row.judgement = self._judge_waiting(step, top, ref, d32)
+        else:
+            row.judgement = judge(ref, y64, c32, d32, step.layer.noise_floor, self._noise(0, step, top))
+        self.gallery.show(step.key, top.blob, row.judgement, d32, ref)
+
+    def _judge_waiting(self, step: Step, top: Value, ref: Tensor, d32: Tensor) -> Judgement:
+        """Judge a layer of which only d32 is known."""
+        network, bottoms = self.network, self.args[0]
+        own = network.get_submodule(network.names[step.key])
+
+        def some() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            part = some_of(own, bottoms, ref, self.few.pop(top))
+            d = part.of(d32)
+            (y64,) = TRUTH.run(network, step, part.bottoms, in_float64(network, step, part.module))
+            c32 = d if self.same else YARDSTICK.run(network, step, part.bottoms, part.module)[0]
+            return part.of(ref), y64, c32, d
+
+        def whole() -> tuple[Tensor, Tensor]:
+            (y64,) = TRUTH.run(network, step, bottoms, self._double(step))
+            return y64, d32 if self.same else YARDSTICK.run(network, step, bottoms)[0]
+
+        return judge_by_some(ref, d32, some, whole, step.layer.noise_floor, self._least_noise(step))
 
     def _noise(self, road: int, step: Step, top: Value) -> float:
         """The least relative noise that this value of the road may be given, whatever c32 happens to show.
@@ -248,12 +296,15 @@ class Walk:
         Serial sums err with the root of their length. And a few values are no sample: c32 may come close to y64 by
         luck (a loss is one number), so what the noise of the bottoms brings counts at least.
         """
-        terms: int = step.layer.serial_terms([self.shapes[o.like or o.value] for o in step.bottoms])
-        least: float = max(HALF_STEP * terms**0.5 / 4, HALF_STEP)
+        least = self._least_noise(step)
         if (self.local, self.whole)[road][0][top].numel() < FEW:
             least = max(least, self._brought(road, step, top))
         self.carried[road, top] = least
         return least
+
+    def _least_noise(self, step: Step) -> float:
+        terms: int = step.layer.serial_terms([self.shapes[o.like or o.value] for o in step.bottoms])
+        return float(max(HALF_STEP * terms**0.5 / 4, HALF_STEP))
 
     def _brought(self, road: int, step: Step, top: Value) -> float:
         """How far a value moves, as a share of its rms, when the bottoms move by their own noise: drawn DRAWS times

@@ -12,15 +12,20 @@ and the same with the largest magnitude and 2^-24. Passed where both are at most
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 SAMPLED = 1 << 12  # values that tell how the error grows from layer to layer
-BLOCK = 1 << 17  # elements judged at a time, so that all intermediate arrays stay in the cache
-CLOSELY = BLOCK // 8  # of which so many at least are compared in float64
+LINE = 16  # of them lie side by side, as memory is read
+BLOCK = 1 << 18  # elements judged at a time, so that all intermediate arrays stay in the cache
+SHARE = 8  # every so-manieth value is compared in float64 where ours and the reference's are close
+CHUNK = 1 << 8  # of them lie side by side
+CLOSE = 4.0  # times the noise, and by the largest twice that: what differs by no more passes whatever float64 gives
 SMALLEST = 2.0**-149  # of float32
 LEAST_NORMAL = 2.0**-126
 HALF_STEP = 2.0**-25  # a rounding error of float32, as a share of the value
@@ -118,17 +123,50 @@ def judge(
     floor     an absolute difference that counts as noise
     relative  the same as a share of rms(y64)
     """
-    shape = tuple(ref.shape)
+
+    def some() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if y64 is d32:  # of a layer that only moves values, so that d32 - ref has told all
+            none = d32.new_empty(0)
+            return none, none, none, none
+        c = _some(c32)
+        return _some(ref), _some(y64), c, c if d32 is c32 else _some(d32)
+
+    return judge_by_some(ref, d32, some, lambda: (y64, c32), floor, relative)
+
+
+def judge_by_some(
+    ref: Tensor,
+    d32: Tensor,
+    some: Callable[[], tuple[Tensor, Tensor, Tensor, Tensor]],
+    whole: Callable[[], tuple[Tensor, Tensor]],
+    floor: float = 0.0,
+    relative: float = HALF_STEP,
+) -> Judgement:
+    """As `judge`, where y64 and c32 are known of some of the values only.
+
+    All of d32 - ref is looked at. Where that is within CLOSE times the noise, the ratios are those of `some`: what is
+    passed over is right too, unless d32 and ref err alike. Elsewhere all values are compared in float64.
+
+    some   gives the same values of ref, y64, c32 and d32
+    whole  gives y64 and c32
+    """
     sums = _Sums()
-    r, y, c, d = (x.reshape(-1) for x in (ref, y64, c32, d32))
-    for start in range(0, r.numel(), BLOCK):
-        part = slice(start, start + BLOCK)
-        tested = d[part]
-        sums.add(start, r[part], y[part], tested if c32 is d32 else c[part], tested)
-    error, ours, theirs, yardstick = sums.error, sums.ours, sums.theirs, sums.yardstick
-    noise = max(sums.yard.rms, relative * yardstick.rms, floor, SMALLEST)
-    noise_max = max(sums.yard.largest, 2 * relative * yardstick.largest, floor, SMALLEST)
-    relative_l2 = error.rms / theirs.rms if theirs.square else (0.0 if not error.square else math.inf)
+    r, d = ref.reshape(-1), d32.reshape(-1)
+    close = all(
+        sums.add(start, r[start : start + BLOCK], d[start : start + BLOCK]) for start in range(0, r.numel(), BLOCK)
+    )
+    if close:
+        close = sums.add_closely(*(x.reshape(-1) for x in some()))
+        noise, noise_max = sums.noise(floor, relative)
+        close = close and sums.error.rms <= CLOSE * noise and sums.error.largest <= 2 * CLOSE * noise_max
+    if not close:
+        sums = _Sums()
+        y, c = (x.reshape(-1) for x in whole())
+        for start in range(0, r.numel(), BLOCK):
+            sums.add_all(start, *(x[start : start + BLOCK] for x in (r, y, c, d)))
+        noise, noise_max = sums.noise(floor, relative)
+    error, ours, theirs = sums.error, sums.ours, sums.theirs
+    at, steps = sums.at_worst()
     return Judgement(
         reference=sums.reference.rms / noise,
         device=sums.device.rms / noise,
@@ -138,41 +176,49 @@ def judge(
         noise_max=noise_max,
         equal=sums.equal,
         strange=sums.strange,
-        relative_l2=relative_l2,
+        relative_l2=error.rms / theirs.rms if theirs.square else (0.0 if not error.square else math.inf),
         cosine=_cosine(theirs.square, ours.square, error.square),
         largest_error=error.largest,
-        at=_index(sums.error_at, shape),
-        ulp=sums.ulp,
+        at=_index(at, tuple(ref.shape)),
+        ulp=max(sums.ulp, steps),
         ours=ours.moments,
         theirs=theirs.moments,
     )
+
+
+def _some(x: Tensor) -> Tensor:
+    """About one SHARE-th of the values, in chunks spread evenly; all of a small array."""
+    count = x.numel() // (SHARE * CHUNK)
+    flat = x.reshape(-1)
+    return flat[: count * SHARE * CHUNK].reshape(count, SHARE * CHUNK)[:, :CHUNK] if count else flat
 
 
 def growth(ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: float = HALF_STEP) -> Growth:
     """The end-to-end ratios, of finite values; arguments as in `judge`. Looks at SAMPLED evenly spread values of
     a large array.
     """
-    # An odd step meets every column of a map, whose width is even more often than not.
-    thin = ref.numel() // SAMPLED | 1
-    r, y, c = (x.reshape(-1)[::thin].double().numpy() for x in (ref, y64, c32))
-    error, yard = r - y, c - y
-    if not math.isfinite(error.sum() + yard.sum()):
-        keep = np.isfinite(error) & np.isfinite(yard)
-        error, yard, y = error[keep], yard[keep], y[keep]
-    if not y.size:
+    values = np.stack([_spread(x) for x in (ref, c32, y64)], dtype=np.float64, casting="same_kind")
+    values[:2] -= values[2]
+    squares = np.einsum("ij,ij->i", values, values)
+    if not math.isfinite(squares.sum()):
+        values = values[:, np.isfinite(values).all(0)]
+        squares = np.einsum("ij,ij->i", values, values)
+    if not values.size:
         return Growth(0.0, 0.0, 0.0, 0.0)
-    (error_rms, error_max), (yard_rms, yard_max), (scale, y_max) = (
-        (math.sqrt(x.dot(x) / x.size), max(-float(x.min()), float(x.max()))) for x in (error, yard, y)
-    )
-    noise = max(yard_rms, relative * scale, floor, SMALLEST)
-    noise_max = max(yard_max, 2 * relative * y_max, floor, SMALLEST)
-    return Growth(error_rms / noise, error_max / noise_max, noise / (scale or 1.0), error_rms / (scale or 1.0))
+    error, yard, scale = np.sqrt(squares / values.shape[1]).tolist()
+    error_max, yard_max, largest = np.abs(values).max(1).tolist()
+    noise = max(yard, relative * scale, floor, SMALLEST)
+    noise_max = max(yard_max, 2 * relative * largest, floor, SMALLEST)
+    return Growth(error / noise, error_max / noise_max, noise / (scale or 1.0), error / (scale or 1.0))
 
 
-def _ends(x: Tensor) -> tuple[float, float]:
-    """Least and largest of a tensor on the CPU; NumPy finds them several times as fast as torch."""
-    values = x.numpy()
-    return float(values.min()), float(values.max())
+def _spread(x: Tensor) -> np.ndarray[Any, Any]:
+    """SAMPLED values, or some more, in lines spread evenly; all of a small array."""
+    # An odd step meets every column of a map, whose width is even more often than not.
+    step = x.numel() // SAMPLED | 1
+    flat = x.numpy().reshape(-1)
+    lines = flat[: flat.size // (LINE * step) * LINE * step].reshape(-1, LINE * step)
+    return lines[:, :LINE].reshape(-1) if step > 1 else flat
 
 
 def _cosine(a2: float, b2: float, error2: float) -> float:
@@ -192,16 +238,19 @@ def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass
 class _Errors:
-    """Differences, summed up block by block. NaN and Inf show in `largest`."""
+    """Differences, summed up block by block."""
 
+    in_pairs: ClassVar[bool] = True  # differences take few values: a serial sum of those errs in the fifth digit
     n: int = 0
     square: float = 0.0
     largest: float = 0.0
 
     @classmethod
-    def of(cls, x: Tensor) -> "_Errors":
+    def of(cls, x: Tensor) -> Self:
+        """NaN and Inf show in `largest`."""
         low, high = _ends(x)
-        return cls(x.numel(), _square(x, max(-low, high)), max(-low, high))
+        largest = max(-low, high)
+        return cls(x.numel(), _square(x, largest, cls.in_pairs), largest)
 
     def add(self, block: "_Errors") -> None:
         self.n, self.square = self.n + block.n, self.square + block.square
@@ -216,6 +265,7 @@ class _Errors:
 class _Values(_Errors):
     """Values, summed up block by block."""
 
+    in_pairs = False
     total: float = 0.0
     low: float = math.inf
     high: float = -math.inf
@@ -223,12 +273,12 @@ class _Values(_Errors):
     inf: int = 0
 
     @classmethod
-    def of(cls, x: Tensor) -> "_Values":
+    def of(cls, x: Tensor) -> Self:
         low, high = _ends(x)
         largest = max(-low, high)
-        return cls(x.numel(), _square(x, largest), largest, float(x.sum()), low, high)
+        return cls(x.numel(), _square(x, largest, cls.in_pairs), largest, float(x.sum()), low, high)
 
-    def add(self, block: "_Errors") -> None:
+    def add(self, block: _Errors) -> None:
         super().add(block)
         if isinstance(block, _Values):
             self.total += block.total
@@ -244,71 +294,89 @@ class _Values(_Errors):
 
 
 class _Sums:
-    """What four arrays show, block by block; of the finite values only, except where a name says otherwise.
-
-    All of d - ref is looked at. A float64 difference costs several times as much, so it is taken for the first CLOSELY
-    elements of a block, and for all where d - ref is more than four times the noise of those: what is passed over
-    differs by no more than five times the noise, unless d and ref err alike.
-    """
+    """What four arrays show, of the finite values only, except where a name says otherwise."""
 
     def __init__(self) -> None:
-        self.ours, self.theirs, self.yardstick = _Values(), _Values(), _Values()
-        self.yard, self.reference, self.device, self.error = _Errors(), _Errors(), _Errors(), _Errors()
+        self.ours, self.theirs = _Values(), _Values()
+        self.error = _Errors()
+        self.yardstick, self.yard, self.reference, self.device = _Errors(), _Errors(), _Errors(), _Errors()
         self.equal = True
-        self.strange = self.error_at = 0
+        self.strange = 0
         self.ulp = 0.0
+        self.worst: tuple[int, Tensor, Tensor] | None = None  # the block of the largest error: its start, ref, errors
 
-    def add(self, start: int, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> None:
-        """Take in one block; `start`: index of its first element. Only y64 is float64: the differences, once taken,
-        are as exact in float32, which takes half the time.
+    def noise(self, floor: float, relative: float) -> tuple[float, float]:
+        """By root mean square and by the largest."""
+        scale = self.yardstick if self.yardstick.n else self.ours
+        rms = max(self.yard.rms, relative * scale.rms, floor, SMALLEST)
+        return rms, max(self.yard.largest, 2 * relative * scale.largest, floor, SMALLEST)
+
+    def add(self, start: int, r: Tensor, d: Tensor) -> bool:
+        """Take in one block of ref and d32, the first of whose elements has the index `start`; gives whether all is
+        finite.
         """
-        error = d - r  # brings both into the cache
-        c = d if c is d or torch.equal(c, d) else c
+        error = d - r
         errors, ours = _Errors.of(error), _Values.of(d)
         theirs = _Values.of(r) if errors.largest else ours
-        yardstick = ours if c is d else _Values.of(c)
-        closely = CLOSELY
-        yard = c[:closely].double().sub_(y64[:closely]).float()
-        near = _Errors.of(yard)
-        if not (errors.largest <= 4 * near.largest and errors.square / errors.n <= 16 * near.square / near.n):
-            closely = BLOCK
-            yard = c.double().sub_(y64).float()
-            near = _Errors.of(yard)
-        if not math.isfinite(errors.largest + theirs.largest + ours.largest + yardstick.largest + near.largest):
-            self._add_finite(start, r, y64, c, d)
-            return
-        device = yard if c is d else d[:closely].double().sub_(y64[:closely]).float()
-        self.yard.add(near)
-        self.device.add(near if c is d else _Errors.of(device))
-        self.reference.add(_Errors.of(device - error[:closely]))
+        if errors.largest > self.error.largest:
+            self.equal, self.worst = False, (start, r, error)
+        self.error.add(errors)
         self.ours.add(ours)
         self.theirs.add(theirs)
-        self.yardstick.add(yardstick)
-        if errors.largest:
-            self._add_error(start, r, error, errors.largest, closely)
-        self.error.add(errors)
+        return math.isfinite(errors.largest + ours.largest + theirs.largest)
 
-    def _add_error(self, start: int, r: Tensor, error: Tensor, error_max: float, closely: int) -> None:
-        """error: d - ref; error_max: the largest |error|."""
-        self.equal = False
+    def at_worst(self) -> tuple[int, float]:
+        """Index of the largest error and how many steps of float32 it is; 0 where there is none."""
+        if self.worst is None:
+            return 0, 0.0
+        start, r, error = self.worst
         at = int(error.numpy().argmax())
-        at = at if float(error[at]) == error_max else int(error.numpy().argmin())
-        if error_max > self.error.largest:
-            self.error_at = start + at
-        # 2^23 steps of float32: without its sign and its fraction a number is a power of two.
-        least = max(math.ldexp(0.5, math.frexp(self.theirs.rms)[1]), LEAST_NORMAL)
-        if error_max / least * 2.0**23 > self.ulp:
-            size = max(math.ldexp(0.5, math.frexp(float(r[at]))[1]) if r[at] else 0.0, least)
-            steps = (r.numpy()[:closely].view(np.int32) & 0x7F800000).view(np.float32)
-            near = (np.abs(error.numpy()[:closely]) / np.maximum(steps, least, out=steps)).max()
-            self.ulp = max(self.ulp, float(near) * 2.0**23, error_max / size * 2.0**23)
+        if float(error[at]) < self.error.largest:
+            at = int(error.numpy().argmin())
+        return start + at, self.error.largest / self._step(abs(float(r[at]))) * 2.0**23
 
-    def _add_finite(self, start: int, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> None:
-        """A block with NaN or Inf: counts them, and the places where the reference differs from all of ours."""
+    def add_closely(self, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> bool:
+        """Take in values that are compared in float64; gives whether all is finite. `add` comes before.
+
+        Only y64 is float64: the differences, once taken, are as exact in float32, which takes half the time.
+        """
+        if not r.numel():
+            return True
+        error = d - r
+        yard = c.double().sub_(y64).float()
+        near, yardstick = _Errors.of(yard), _Errors.of(c)
+        if c is d or torch.equal(c, d):
+            self.device.add(near)
+            self.reference.add(_Errors.of(yard.sub_(error)))
+        else:
+            device = d.double().sub_(y64).float()
+            self.device.add(_Errors.of(device))
+            self.reference.add(_Errors.of(device.sub_(error)))
+        self.yard.add(near)
+        self.yardstick.add(yardstick)
+        if not self.equal:
+            # Without its sign and its fraction a number is a power of two.
+            steps = (r.numpy().view(np.int32) & 0x7F800000).view(np.float32)
+            np.maximum(steps, self._step(0.0), out=steps)
+            self.ulp = max(self.ulp, float((np.abs(error.numpy()) / steps).max()) * 2.0**23)
+        return math.isfinite(near.largest + yardstick.largest)
+
+    def _step(self, value: float) -> float:
+        """2^23 steps of float32 at a value, or at rms(ref) where that is larger."""
+        largest = max(value, self.theirs.rms)
+        return max(math.ldexp(0.5, math.frexp(largest)[1]), LEAST_NORMAL)
+
+    def add_all(self, start: int, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> None:
+        """Take in one block of all four, in which NaN and Inf may be: those are counted, and the places where the
+        reference differs from all of ours.
+        """
         y = y64.float()  # what float32 makes of it: a value beyond its range is Inf
-        keep = (
-            torch.isfinite(d - r) & torch.isfinite((c.double() - y64).float()) & torch.isfinite(y) & torch.isfinite(d)
-        )
+        keep = torch.isfinite(d - r) & torch.isfinite((c.double() - y64).float())
+        keep &= torch.isfinite(y) & torch.isfinite(d)
+        if keep.all():
+            self.add(start, r, d)
+            self.add_closely(r, y64, c, d)
+            return
         # Intermediate values may overflow in float32 and not in float64: either of ours may agree.
         agrees = (_same(r, y) | _same(r, c)) & (_same(d, y) | _same(d, c) | _same(d, r))
         self.equal &= bool(_same(r, d).all())
@@ -316,17 +384,25 @@ class _Sums:
         for side, x in ((self.theirs, r), (self.ours, d)):
             side.nan, side.inf = side.nan + int(x.isnan().sum()), side.inf + int(x.isinf().sum())
         if keep.any():
-            kept = d[keep]
-            self.add(start, r[keep], y64[keep], kept if c is d else c[keep], kept)
+            before = self.error.largest
+            self.add(start, r[keep], d[keep])
+            if self.error.largest > before:
+                self.worst = (start, r, (d - r).nan_to_num_(0.0, 0.0, 0.0))
+            self.add_closely(r[keep], y64[keep], c[keep], d[keep])
 
 
 def _same(a: Tensor, b: Tensor) -> Tensor:
     return (a == b) | (a.isnan() & b.isnan())
 
 
-def _square(x: Tensor, largest: float) -> float:
+def _ends(x: Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(x)
+    return float(low), float(high)
+
+
+def _square(x: Tensor, largest: float, in_pairs: bool) -> float:
     """Sum of squares of float32; those that would leave its range are taken in float64."""
     if not largest:
         return 0.0
     x = x if 1e-12 < largest < 1e15 else x.double()
-    return float(x.dot(x))
+    return float((x * x).sum() if in_pairs else x.dot(x))

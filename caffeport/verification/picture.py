@@ -14,15 +14,14 @@ WORST = 6  # layers that get a picture
 BINS = 40
 SIDE = 32  # of an error map, at most
 FINE = 8.0  # a ratio that no wrong layer has
-MAPPED = 1 << 16  # values that the error map of a right layer is made of, about
-SAMPLED = 1 << 13  # values that a histogram is made of, about
+SAMPLED = 1 << 13  # values that a histogram, and the error map of a right layer, is made of, about
 
 
 class Gallery:
     """Keeps the pictures of the worst layers seen so far, by (layer, top)."""
 
     def __init__(self) -> None:
-        self.pictures: dict[tuple[str, str], tuple[float, Picture]] = {}
+        self.pictures: dict[tuple[str, str], tuple[float, Picture | tuple[Tensor, Tensor]]] = {}
 
     def show(self, layer: str, top: str, judgement: Judgement, ours: Tensor, ref: Tensor) -> None:
         """Take a picture if the layer is among the worst."""
@@ -32,19 +31,21 @@ class Gallery:
             if self.pictures[least][0] >= worst:
                 return
             del self.pictures[least]
+        shown: Picture | tuple[Tensor, Tensor]
         if worst < FINE and ours.dim() == 4:  # every n-th item and channel of a right layer shows enough
-            thin = max(ours.numel() // MAPPED, 1)
-            ours, ref = (x.flatten(0, 1)[None, ::thin] for x in (ours, ref))
-        self.pictures[layer, top] = (worst, picture(ours, ref))
+            thin = max(ours.numel() // SAMPLED, 1)
+            shown = ours.flatten(0, 1)[None, ::thin].clone(), ref.flatten(0, 1)[None, ::thin].clone()
+        else:
+            shown = picture(ours, ref)
+        self.pictures[layer, top] = (worst, shown)
 
     def hang(self, rows: Sequence[LayerResult], limits: Limits) -> list[LayerResult]:
         """The rows with their pictures."""
-        return [
-            replace(row, picture=_short(self.pictures[row.layer, row.top][1]))
-            if (row.layer, row.top) in self.pictures
-            else row
-            for row in rows
-        ]
+        pictures = {
+            key: _short(picture(*shown) if isinstance(shown, tuple) else shown)
+            for key, (_, shown) in self.pictures.items()
+        }
+        return [replace(row, picture=pictures.get((row.layer, row.top), row.picture)) for row in rows]
 
 
 def picture(ours: Tensor, ref: Tensor) -> Picture:
