@@ -1,0 +1,169 @@
+"""Some channels instead of all: they are the same numbers, and what lies outside of them is found all the same."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import caffeport
+from caffeport.modules.elementwise import Maximum, Product, Sum
+from caffeport.modules.normalization import Scale
+from caffeport.network import Network
+from caffeport.verification import Limits, compare
+from caffeport.verification.judge import judge, judge_by_some
+from caffeport.verification.some import how_many, some_of
+from tests.verification.nets import pictures, recorded
+
+SHAPE = (3, 64, 24, 20)
+
+NET = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 3 dim: 3 dim: 40 dim: 40 } } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" convolution_param {
+        num_output: 32 kernel_size: 3 weight_filler { type: "gaussian" std: 0.2 } } }
+layer { name: "conv2" type: "Convolution" bottom: "conv1" top: "conv2" convolution_param {
+        num_output: 64 kernel_size: 3 stride: 2 weight_filler { type: "gaussian" std: 0.1 } } }
+layer { name: "norm" type: "BatchNorm" bottom: "conv2" top: "norm" }
+layer { name: "scale" type: "Scale" bottom: "norm" top: "scale" scale_param { bias_term: true
+        filler { type: "gaussian" std: 1 } bias_filler { type: "gaussian" std: 1 } } }
+layer { name: "relu" type: "ReLU" bottom: "scale" top: "relu" }
+layer { name: "conv3" type: "Convolution" bottom: "relu" top: "conv3" convolution_param {
+        num_output: 64 kernel_size: 1 weight_filler { type: "gaussian" std: 0.1 } } }
+layer { name: "sum" type: "Eltwise" bottom: "conv3" bottom: "relu" top: "sum" }
+"""
+SAMPLED = ("conv2", "norm", "scale", "conv3", "sum")
+
+
+def net() -> Network:
+    network = caffeport.load(NET.encode(), seed=1)
+    norm = network.get_submodule("norm")
+    norm.running_mean.normal_(generator=torch.Generator().manual_seed(1))
+    norm.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
+    return network
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "own, bottoms",
+    [
+        (nn.Conv2d(7, 64, 3, padding=1), [drawn(3, 7, 24, 20)]),
+        (nn.Conv2d(7, 64, (2, 3), stride=2, bias=False), [drawn(3, 7, 48, 60)]),
+        (nn.Conv1d(7, 64, 3), [drawn(3, 7, 999)]),
+        (nn.Conv3d(2, 64, 3), [drawn(3, 2, 9, 9, 9)]),
+        (nn.Linear(50, 20_000), [drawn(3, 50)]),
+        (nn.BatchNorm2d(64), [drawn(*SHAPE)]),
+        (nn.BatchNorm2d(64, affine=False), [drawn(*SHAPE)]),
+        (Scale((64,), 2, bias=True), [drawn(*SHAPE)]),
+        (Scale((64,), 2, bias=False), [drawn(*SHAPE)]),
+        (Sum((0.5, -2.0)), [drawn(*SHAPE), drawn(*SHAPE) + 1]),
+        (Product(), [drawn(*SHAPE), drawn(*SHAPE) - 1]),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else "",
+)
+def test_some_channels_are_those_of_the_layer(own: nn.Module, bottoms: list[Tensor]) -> None:
+    own = own.double().eval()
+    for tensor in (*own.parameters(), *own.buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    # num_batches_tracked counts, and is of no channel; Caffe's nets do not have it
+    own._buffers.pop("num_batches_tracked", None)
+    with torch.no_grad():
+        top = own(*bottoms)
+        few = how_many(own, bottoms, tuple(top.shape))
+        assert 0 < few <= top.shape[1] // 2
+        part = some_of(own, bottoms, top.float(), few)
+        found = part.module(*part.bottoms)
+    assert found.shape == (1, few, *top.shape[2:])
+    torch.testing.assert_close(found, part.of(top), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "own, bottoms, top",
+    [
+        (nn.Conv2d(8, 64, 1, groups=2), [drawn(3, 8, 24, 20)], SHAPE),
+        (nn.Conv2d(8, 6, 1), [drawn(3, 8, 120, 100)], (3, 6, 120, 100)),  # few channels
+        (nn.Conv2d(8, 64, 1), [drawn(3, 8, 2, 2)], (3, 64, 2, 2)),  # few values
+        (nn.Conv2d(8, 64, 1), [drawn(3, 8, 24, 20)], (None, 64, 24, 20)),
+        (nn.Linear(8, 64), [drawn(3, 64, 8)], (3, 64, 64)),  # channels are not axis 1
+        (Scale((64, 24), 1, bias=True), [drawn(*SHAPE)], SHAPE),
+        (Scale((64,), 0, bias=True), [drawn(3, 64, 24, 64)], (3, 64, 24, 64)),  # along another axis of that size
+        (Maximum(), [drawn(*SHAPE), drawn(*SHAPE)], SHAPE),
+        (nn.ConvTranspose2d(8, 64, 1), [drawn(3, 8, 24, 20)], SHAPE),
+    ],
+    ids=range(9),
+)
+def test_other_layers_are_computed_whole(
+    own: nn.Module, bottoms: Sequence[Tensor], top: tuple[int | None, ...]
+) -> None:
+    assert how_many(own, bottoms, top) == 0
+
+
+def test_channels_are_of_all_loudnesses() -> None:
+    top = (
+        torch.randn(5, 64, 12, 10)
+        * 1.5 ** torch.arange(64)[:, None, None]
+        * torch.tensor([9, 1, 2, 3, 0.0]).view(5, 1, 1, 1)
+    )
+    own = nn.Conv2d(8, 64, 1)
+    part = some_of(own, [torch.randn(5, 8, 12, 10)], top, 8)
+    assert part.item == slice(2, 3)  # in the middle
+    assert np.allclose(part.channels, np.arange(4, 64, 8), atol=3)
+
+
+def test_all_values_are_compared_only_where_some_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    original = compare.judge_by_some
+
+    def watched(ref: Tensor, d32: Tensor, some: object, whole: object, *rest: float) -> object:
+        def noted() -> object:
+            asked.append("whole")
+            return whole()  # type: ignore[operator]
+
+        asked.append("some")
+        return original(ref, d32, some, noted, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compare, "judge_by_some", watched)
+    network = net()
+    reference = recorded(network, pictures(network))
+    assert caffeport.verify(network, reference).passed
+    assert asked == ["some"] * len(SAMPLED)
+    asked.clear()
+    reference["conv3::conv3"][0, 7, 3, 3] *= 1.01
+    report = caffeport.verify(network, reference)
+    assert report.first_failure == "conv3"
+    assert asked.count("whole") == 2  # conv3, and the sum that reads what it wrote
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("layer", SAMPLED)
+def test_a_wrong_channel_is_found_wherever_it_is(layer: str, threads: int) -> None:
+    """One channel of one item."""
+    network = net()
+    right = recorded(network, pictures(network))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for item, channel in ((0, 0), (1, 40), (2, 63)):
+            reference = {key: array.copy() for key, array in right.items()}
+            reference[f"{layer}::{layer}"][item, channel] *= 1.001
+            assert caffeport.verify(network, reference, fail_fast=True).first_failure == layer
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_device_that_errs_in_all_channels_is_seen_though_the_reference_errs_alike() -> None:
+    """d32 - ref is 0 then; the values that are compared in float64 tell."""
+    y64 = drawn(4, 5000)
+    wrong = (y64 * 1.001).float()
+    c32 = y64.float()
+    found = judge_by_some(
+        wrong, wrong, lambda: (wrong[:1], y64[:1], c32[:1], wrong[:1]), lambda: (y64, c32), relative=2.0**-25
+    )
+    assert found.equal
+    assert found.reference > 1000
+    assert found.device > 1000
+    assert not judge(wrong, y64, c32, wrong).within(Limits())
