@@ -1,4 +1,6 @@
-"""Bugs put into large nets are found: in MemNet in the right layer, in open_nsfw in the segment that holds it."""
+"""Bugs put into large nets are found: in MemNet in the right layer, in open_nsfw and mobilefacenet in the segment that
+holds it.
+"""
 
 import re
 import subprocess
@@ -45,6 +47,17 @@ NSFW = {
     "pooling rounded down": {"pool1"},
     "weights in fp16": {"conv_stage2_block0_branch2c"},
     "weights in TF32": {"fc_nsfw"},
+}
+MOBILE = {
+    "one weight off by 1 %": {"conv_1_conv2d", "dconv_23_conv_sep_conv2d", "pre_fc1"},
+    "one bias zeroed": {"conv_2_dw_batchnorm_scale", "bn6w_scale", "fc1_scale"},
+    "a bias dropped": {"dconv_23_conv_sep_batchnorm_scale", "fc1_scale"},
+    "BatchNorm eps doubled": {"conv_2_dw_batchnorm", "bn6w"},
+    "BatchNorm's factor ignored": {"conv_1_batchnorm", "fc1"},
+    "RGB swapped": {"conv_1_conv2d"},
+    "kernels rotated": {"conv_2_dw_conv2d", "res_5_block1_conv_dw_conv2d"},
+    "weights in fp16": {"dconv_23_conv_dw_conv2d", "pre_fc1"},
+    "weights in TF32": {"res_5_block1_conv_proj_conv2d", "pre_fc1"},
 }
 
 
@@ -106,3 +119,12 @@ def test_open_nsfw() -> None:
     with np.load(folder / "reference.npz") as arrays:
         reference = {key: arrays[key] for key in arrays.files}
     assert hunt(network, reference, NSFW) == []
+
+
+def test_mobilefacenet() -> None:
+    """The stored reference has 13 of 197 layers' tops."""
+    folder = SHARED / "zoo" / "mobilefacenet"
+    network = caffeport.load(folder / "deploy.prototxt", folder / "weights.caffemodel")
+    with np.load(folder / "reference.npz") as arrays:
+        reference = {key: arrays[key] for key in arrays.files}
+    assert hunt(network, reference, MOBILE) == []
