@@ -90,13 +90,13 @@ def converted(module: nn.Module, dtype: torch.dtype, device: str | torch.device)
         new = tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
         return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
 
-    leaf = next(iter(module._modules), None) is None
+    device, leaf = torch.device(device), not module._modules
     tensors = (
         [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
         if leaf  # several times as fast as the other
         else [*module.parameters(), *module.buffers()]
     )
-    if all(t.device == torch.device(device) and (t.dtype == dtype or not t.is_floating_point()) for t in tensors):
+    if all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors):
         return module
     if not leaf:
         return deepcopy(module, {id(tensor): moved(tensor) for tensor in tensors})

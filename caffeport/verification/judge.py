@@ -197,7 +197,9 @@ def growth(ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: 
     """The end-to-end ratios, of finite values; arguments as in `judge`. Looks at SAMPLED evenly spread values of
     a large array.
     """
-    values = np.stack([_spread(x) for x in (ref, c32, y64)], dtype=np.float64, casting="same_kind")
+    first = _spread(ref)
+    values = np.empty((3, first.size))
+    values[0], values[1], values[2] = first, _spread(c32), _spread(y64)
     values[:2] -= values[2]
     squares = np.einsum("ij,ij->i", values, values)
     if not math.isfinite(squares.sum()):

@@ -72,8 +72,7 @@ def some_of(own: nn.Module, bottoms: Sequence[Tensor], top: Tensor, few: int) ->
     def chosen(tensor: Tensor | None) -> Any:
         if tensor is None or not tensor.dim():
             return tensor
-        new = tensor.detach()[channels.to(tensor.device)]
-        return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
+        return tensor.detach().index_select(0, channels.to(tensor.device))
 
     module = copy(own)
     module._parameters = {name: chosen(tensor) for name, tensor in own._parameters.items()}
