@@ -16,9 +16,9 @@ import torch
 import caffeport
 from caffeport.network import Network
 from caffeport.verification import Report
-from caffeport.verification.arithmetic import TRUTH
 from tests.conftest import SHARED
 from tests.verification.bugs import BUGS, Bug, injected
+from tests.verification.nets import in_float64
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -96,18 +96,6 @@ def test_memnet(tmp_path: Path) -> None:
         report = caffeport.verify(network, reference, inputs={"data": data + 1})
     assert report.first_failure == "conv1"
     assert "a mean was subtracted from the input on one side only" in report.causes[0].what
-
-
-def in_float64(network: Network, data: np.ndarray[Any, Any]) -> Arrays:
-    (source,) = network.graph.inputs
-    values = {source: torch.from_numpy(data)}
-    with torch.no_grad():
-        for step in network.graph.steps:
-            bottoms = [values[o.value] if o.like is None else values[o.value].reshape(values[o.like].shape)
-                       for o in step.bottoms]  # fmt: skip
-            values |= zip(step.tops, TRUTH.run(network, step, bottoms), strict=True)
-    tops = {value.key: array.float().numpy() for value, array in values.items() if value is not source}
-    return {"in::data": data, **tops}
 
 
 def test_open_nsfw() -> None:
