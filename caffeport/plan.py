@@ -96,7 +96,7 @@ def converted(module: nn.Module, dtype: torch.dtype, device: str | torch.device)
         if leaf  # several times as fast as the other
         else [*module.parameters(), *module.buffers()]
     )
-    if all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors):
+    if all((t.dtype == dtype or not t.is_floating_point()) and t.device == device for t in tensors):
         return module
     if not leaf:
         return deepcopy(module, {id(tensor): moved(tensor) for tensor in tensors})

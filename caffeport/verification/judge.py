@@ -14,13 +14,13 @@ and the same with the largest magnitude and 2^-24. Passed where both are at most
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SAMPLED = 1 << 12  # values that tell how the error grows from layer to layer
+SAMPLED = 1 << 11  # values that tell how the error grows from layer to layer
 LINE = 16  # of them lie side by side, as memory is read
 BLOCK = 1 << 18  # elements judged at a time, so that all intermediate arrays stay in the cache
 SHARE = 8  # every so-manieth value is compared in float64 where ours and the reference's are close
@@ -150,8 +150,8 @@ def judge_by_some(
     some   gives the same values of ref, y64, c32 and d32
     whole  gives y64 and c32
     """
-    sums = _Sums()
     r, d = ref.reshape(-1), d32.reshape(-1)
+    sums = _Sums(r.numel())
     close = all(
         sums.add(start, r[start : start + BLOCK], d[start : start + BLOCK]) for start in range(0, r.numel(), BLOCK)
     )
@@ -160,7 +160,7 @@ def judge_by_some(
         noise, noise_max = sums.noise(floor, relative)
         close = close and sums.error.rms <= CLOSE * noise and sums.error.largest <= 2 * CLOSE * noise_max
     if not close:
-        sums = _Sums()
+        sums = _Sums(r.numel())
         y, c = (x.reshape(-1) for x in whole())
         for start in range(0, r.numel(), BLOCK):
             sums.add_all(start, *(x[start : start + BLOCK] for x in (r, y, c, d)))
@@ -242,7 +242,6 @@ def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 class _Errors:
     """Differences, summed up block by block."""
 
-    in_pairs: ClassVar[bool] = True  # differences take few values: a serial sum of those errs in the fifth digit
     n: int = 0
     square: float = 0.0
     largest: float = 0.0
@@ -252,7 +251,7 @@ class _Errors:
         """NaN and Inf show in `largest`."""
         low, high = _ends(x)
         largest = max(-low, high)
-        return cls(x.numel(), _square(x, largest, cls.in_pairs), largest)
+        return cls(x.numel(), _square(x, largest), largest)
 
     def add(self, block: "_Errors") -> None:
         self.n, self.square = self.n + block.n, self.square + block.square
@@ -267,7 +266,6 @@ class _Errors:
 class _Values(_Errors):
     """Values, summed up block by block."""
 
-    in_pairs = False
     total: float = 0.0
     low: float = math.inf
     high: float = -math.inf
@@ -278,7 +276,7 @@ class _Values(_Errors):
     def of(cls, x: Tensor) -> Self:
         low, high = _ends(x)
         largest = max(-low, high)
-        return cls(x.numel(), _square(x, largest, cls.in_pairs), largest, float(x.sum()), low, high)
+        return cls(x.numel(), _square(x, largest), largest, float(x.sum()), low, high)
 
     def add(self, block: _Errors) -> None:
         super().add(block)
@@ -298,14 +296,15 @@ class _Values(_Errors):
 class _Sums:
     """What four arrays show, of the finite values only, except where a name says otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self.ours, self.theirs = _Values(), _Values()
         self.error = _Errors()
         self.yardstick, self.yard, self.reference, self.device = _Errors(), _Errors(), _Errors(), _Errors()
         self.equal = True
         self.strange = 0
         self.ulp = 0.0
-        self.worst: tuple[int, Tensor, Tensor] | None = None  # the block of the largest error: its start, ref, errors
+        self.worst: tuple[int, Tensor, Tensor] | None = None  # the block of the largest error: its start, ref, d32
+        self.room = torch.empty(min(size, BLOCK))  # for the errors of a block
 
     def noise(self, floor: float, relative: float) -> tuple[float, float]:
         """By root mean square and by the largest."""
@@ -317,11 +316,10 @@ class _Sums:
         """Take in one block of ref and d32, the first of whose elements has the index `start`; gives whether all is
         finite.
         """
-        error = d - r
-        errors, ours = _Errors.of(error), _Values.of(d)
+        errors, ours = _Errors.of(torch.sub(d, r, out=self.room[: d.numel()])), _Values.of(d)
         theirs = _Values.of(r) if errors.largest else ours
         if errors.largest > self.error.largest:
-            self.equal, self.worst = False, (start, r, error)
+            self.equal, self.worst = False, (start, r, d)
         self.error.add(errors)
         self.ours.add(ours)
         self.theirs.add(theirs)
@@ -331,10 +329,10 @@ class _Sums:
         """Index of the largest error and how many steps of float32 it is; 0 where there is none."""
         if self.worst is None:
             return 0, 0.0
-        start, r, error = self.worst
-        at = int(error.numpy().argmax())
-        if float(error[at]) < self.error.largest:
-            at = int(error.numpy().argmin())
+        start, r, d = self.worst
+        error = torch.sub(d, r, out=self.room[: d.numel()]).abs_().numpy()
+        if not math.isfinite(error[at := int(error.argmax())]):
+            at = int(np.nan_to_num(error, nan=0.0, posinf=0.0).argmax())
         return start + at, self.error.largest / self._step(abs(float(r[at]))) * 2.0**23
 
     def add_closely(self, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> bool:
@@ -389,7 +387,7 @@ class _Sums:
             before = self.error.largest
             self.add(start, r[keep], d[keep])
             if self.error.largest > before:
-                self.worst = (start, r, (d - r).nan_to_num_(0.0, 0.0, 0.0))
+                self.worst = (start, r, d)
             self.add_closely(r[keep], y64[keep], c[keep], d[keep])
 
 
@@ -402,9 +400,9 @@ def _ends(x: Tensor) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _square(x: Tensor, largest: float, in_pairs: bool) -> float:
+def _square(x: Tensor, largest: float) -> float:
     """Sum of squares of float32; those that would leave its range are taken in float64."""
     if not largest:
         return 0.0
     x = x if 1e-12 < largest < 1e15 else x.double()
-    return float((x * x).sum() if in_pairs else x.dot(x))
+    return float(x.dot(x))

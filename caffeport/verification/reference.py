@@ -161,6 +161,8 @@ class Reference:
     def read(self, key: str) -> Array:
         """The array as float32, row-major, to be read only: it may be the caller's own."""
         array = self.source.read(key)
+        if array.dtype == np.float32 and array.flags.carray:
+            return array
         with np.errstate(over="ignore"):
             # torch takes writable arrays alone without a warning.
             return np.require(array, np.float32, ["C", "W"]).reshape(array.shape)

@@ -269,7 +269,7 @@ class Report:
             )
             _check(report, cls)
             return report
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"a damaged report of caffeport: {type(error).__name__}: {error}") from error
 
     @classmethod

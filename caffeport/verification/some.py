@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import Shape
+from ..layers.base import Array
 from ..modules.elementwise import Product, Sum
 from ..modules.normalization import Scale
 
@@ -29,10 +30,15 @@ class Some:
     module: nn.Module
     bottoms: list[Tensor]
     item: slice
-    channels: Tensor
+    channels: Array
 
     def of(self, top: Tensor) -> Tensor:
-        return top[self.item].index_select(1, self.channels)
+        return taken(top[self.item], self.channels, 1)
+
+
+def taken(x: Tensor, places: Array, axis: int) -> Tensor:
+    """Some of a tensor along an axis, on the CPU. NumPy takes them without waking threads."""
+    return torch.from_numpy(x.detach().cpu().numpy().take(places, axis))
 
 
 def how_many(own: nn.Module, bottoms: Sequence[Tensor], top: Shape) -> int:
@@ -67,16 +73,14 @@ def some_of(own: nn.Module, bottoms: Sequence[Tensor], top: Tensor, few: int) ->
     middle = int(np.square(maps[:, :: count // LEAST]).sum((1, 2)).argsort()[items // 2])
     loudness = np.square(maps[middle]).sum(1)
     places = np.arange(1, 2 * few, 2) * count // (2 * few)  # the middle of each of `few` parts
-    channels = torch.from_numpy(np.sort(loudness.argsort()[places]))
+    channels = np.sort(loudness.argsort()[places])
 
     def chosen(tensor: Tensor | None) -> Any:
-        if tensor is None or not tensor.dim():
-            return tensor
-        return tensor.detach().index_select(0, channels.to(tensor.device))
+        return tensor if tensor is None or not tensor.dim() else taken(tensor, channels, 0)
 
     module = copy(own)
     module._parameters = {name: chosen(tensor) for name, tensor in own._parameters.items()}
     module._buffers = {name: chosen(tensor) for name, tensor in own._buffers.items()}
     item = slice(middle, middle + 1)
-    given = [x[item].index_select(1, channels) if type(own) in ITS_OWN else x[item] for x in bottoms]
+    given = [taken(x[item], channels, 1) if type(own) in ITS_OWN else x[item] for x in bottoms]
     return Some(module, given, item, channels)

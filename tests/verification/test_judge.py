@@ -82,7 +82,8 @@ def test_sums_over_many_blocks_are_those_of_numpy() -> None:
     ref, y64, c32 = arrays(2 * BLOCK + 123, 1e-6)
     found = judge(ref, y64, c32, c32)
     r, c = ref.numpy().astype(np.float64), c32.numpy().astype(np.float64)
-    assert found.relative_l2 == pytest.approx(np.linalg.norm(c - r) / np.linalg.norm(r))
+    # A block is summed up in float32, in which the many equal terms of a difference of roundings err alike.
+    assert found.relative_l2 == pytest.approx(np.linalg.norm(c - r) / np.linalg.norm(r), rel=2e-5)
     assert found.cosine == pytest.approx(c @ r / np.linalg.norm(c) / np.linalg.norm(r))
     assert found.ours.mean == pytest.approx(c.mean(), abs=1e-9 * c.std())
     assert found.ours.sd == pytest.approx(c.std())

@@ -91,6 +91,14 @@ def test_damage_within_a_report(failed: Report, data: st.DataObject) -> None:
     assert report.to_html()
 
 
+def test_a_list_that_is_too_short(failed: Report) -> None:
+    value: Any = failed.to_dict()
+    shown = next(row for row in value["layers"] if row["picture"])
+    shown["picture"]["edges"] = []
+    with pytest.raises(caffeport.FormatError, match="IndexError"):
+        Report.from_dict(value)
+
+
 class Page(HTMLParser):
     """Tags that were left open, and all attributes."""
 
