@@ -74,7 +74,7 @@ class Arithmetic:
 
 TRUTH = Arithmetic("float64", torch.float64)
 YARDSTICK = Arithmetic("float32", threads=1, plain=True)
-WHOLE = Arithmetic("float32", plain=True)  # from the input on, where the noise of all layers before outweighs an order
+WHOLE = Arithmetic("float32", plain=True)  # for end to end, where one layer's order of summation is lost in the noise
 BLOCK = 1 << 20  # numbers of a matrix that are converted at a time
 
 

@@ -53,7 +53,7 @@ class Walk:
     """One walk through the net, on two roads at once.
 
     local  values computed from the reference's own: in float64, in float32 on one thread, and in the arithmetic under
-           test
+           test; of the first two only as much as the judge needs, where nobody else reads them
     whole  values computed from the inputs alone: in float64, and in float32 on the CPU; none where `streamed`, which
            takes half the memory
     """
@@ -274,11 +274,11 @@ class Walk:
 
     def _judge_waiting(self, step: Step, top: Value, ref: Tensor, d32: Tensor) -> Judgement:
         """Judge a layer of which only d32 is known."""
-        network, bottoms = self.network, self.args[0]
+        network, bottoms, few = self.network, self.args[0], self.few.pop(top)
         own = network.get_submodule(network.names[step.key])
 
         def some() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            part = some_of(own, bottoms, ref, self.few.pop(top))
+            part = some_of(own, bottoms, ref, few)
             d = part.of(d32)
             (y64,) = TRUTH.run(network, step, part.bottoms, in_float64(network, step, part.module))
             c32 = d if self.same else YARDSTICK.run(network, step, part.bottoms, part.module)[0]

@@ -70,8 +70,8 @@ def some_of(own: nn.Module, bottoms: Sequence[Tensor], top: Tensor, few: int) ->
     maps = top.numpy().reshape(items, count, -1)
     start = max((maps.shape[2] - PROBED) // 2, 0)
     maps = maps[:, :, start : start + PROBED]
-    middle = int(np.square(maps[:, :: count // LEAST]).sum((1, 2)).argsort()[items // 2])
-    loudness = np.square(maps[middle]).sum(1)
+    middle = int(np.abs(maps[:, :: count // LEAST]).max((1, 2)).argsort()[items // 2])
+    loudness = np.abs(maps[middle]).max(1)
     places = np.arange(1, 2 * few, 2) * count // (2 * few)  # the middle of each of `few` parts
     channels = np.sort(loudness.argsort()[places])
 

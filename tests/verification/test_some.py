@@ -102,9 +102,11 @@ def test_other_layers_are_computed_whole(
     assert how_many(own, bottoms, top) == 0
 
 
-def test_channels_are_of_all_loudnesses() -> None:
+@pytest.mark.parametrize("unit", [1, 1e25, 1e-25])
+def test_channels_are_of_all_loudnesses(unit: float) -> None:
     top = (
         torch.randn(5, 64, 12, 10)
+        * unit
         * 1.5 ** torch.arange(64)[:, None, None]
         * torch.tensor([9, 1, 2, 3, 0.0]).view(5, 1, 1, 1)
     )
