@@ -16,7 +16,6 @@ from ..layers import Shape
 from ..network import Feed, Network
 from .arithmetic import Arithmetic, deterministic, under_test
 from .compare import Comparison, Values, Walk, run_whole
-from .diagnose import diagnose
 from .judge import Growth, Limits, growth
 from .picture import Gallery
 from .reference import Reference, Stored, match, unknown
@@ -93,6 +92,8 @@ def verify(
             outputs, table = _outputs(network, source, fed, walk, arithmetics)
             report = replace(report, outputs=() if excused else tuple(outputs), precisions=tuple(table))
         if report.first_failure is not None:
+            from .diagnose import diagnose
+
             causes = diagnose(network, source, stored, fed, report, arithmetics[0])
             report = replace(report, causes=tuple(causes))
     return report
