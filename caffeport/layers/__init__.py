@@ -23,6 +23,7 @@ from . import (  # noqa: F401  imported so that each registers its types
     shape,
     training,
     video,
+    yolo,
 )  # isort: skip
 from .base import (
     TYPES,
