@@ -90,7 +90,8 @@ def converted(module: nn.Module, dtype: torch.dtype, device: str | torch.device)
         new = tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
         return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
 
-    device, leaf = torch.device(device), not module._modules
+    device = torch.device(device)
+    leaf = not module._modules
     tensors = (
         [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
         if leaf  # several times as fast as the other

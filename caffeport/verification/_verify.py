@@ -65,7 +65,6 @@ def verify(
         rows: list[LayerResult] = []
         excused = False
         gallery = Gallery()
-
         walk = Walk(network, source, stored, fed, shapes, arithmetics[0], gallery, streamed=fail_fast)
 
         def add(comparison: Comparison) -> bool:

@@ -92,7 +92,7 @@ class Walk:
         self.doubled: tuple[Step, nn.Module] | None = None  # the layer at hand in float64
         self.parted: set[Value] = set()  # where both roads differ, because the reference has been put in
         self.apart: set[Value] = set()  # local values that c32 has otherwise than d32, if `same`
-        self.few: dict[Value, int] = {}  # channels that tell enough of local values, of which d32 alone is computed
+        self.few: dict[Value, int] = {}  # local values of which only d32 is computed, and how many channels to judge
         self.lost: dict[Value, str] = {}  # values that could not be computed on the local road, and why
         self.last = _last_use(network)
         for value, array in inputs.items():
@@ -110,9 +110,7 @@ class Walk:
                 self._free(index)
 
     def outputs(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The net's outputs from the inputs on, in float64 and in float32 on one thread, as far as they could be
-        computed.
-        """
+        """The net's outputs from the inputs on, in float64 and in float32, as far as they could be computed."""
         graph = self.graph
         can = [name for name in graph.outputs if graph.blobs[name].value in self.whole[0]]
         truth, yard = ({name: _see(graph.blobs[name], lane) for name in can} for lane in self.whole)
@@ -192,8 +190,8 @@ class Walk:
     def _compute_alone(self, step: Step, bottoms: list[Tensor]) -> bool:
         """Compute a layer whose bottoms are the reference's own, if less than all of it will do. Gives whether it did.
 
-        A layer that only moves values needs one arithmetic. And where nobody but the judge reads y64 and c32, some of
-        their values are enough for him: they wait until he asks.
+        A layer that only moves values needs one arithmetic. Where only `judge` reads y64 and c32, it asks for what it
+        needs of them.
         """
         y64, c32, d32 = self.local
         self.args = bottoms, bottoms
@@ -267,13 +265,13 @@ class Walk:
             return
         d32 = c32 if d32 is c32 else d32.cpu().float()
         if y64 is None or c32 is None:
-            row.judgement = self._judge_waiting(step, top, ref, d32)
+            row.judgement = self._judge_by_channels(step, top, ref, d32)
         else:
             row.judgement = judge(ref, y64, c32, d32, step.layer.noise_floor, self._noise(0, step, top))
         self.gallery.show(step.key, top.blob, row.judgement, d32, ref)
 
-    def _judge_waiting(self, step: Step, top: Value, ref: Tensor, d32: Tensor) -> Judgement:
-        """Judge a layer of which only d32 is known."""
+    def _judge_by_channels(self, step: Step, top: Value, ref: Tensor, d32: Tensor) -> Judgement:
+        """Judge a layer of which only d32 is computed yet."""
         network, bottoms, few = self.network, self.args[0], self.few.pop(top)
         own = network.get_submodule(network.names[step.key])
 

@@ -9,6 +9,7 @@ under test. With rms over the elements
     device    = rms(d32 - y64) / noise        does this device compute it well enough?
 
 and the same with the largest magnitude and 2^-24. Passed where both are at most 16, by the largest both at most 32.
+d32 - ref is taken of all elements; y64 and c32 of some, where those cannot but tell what all would.
 """
 
 import math
@@ -23,9 +24,10 @@ from torch import Tensor
 SAMPLED = 1 << 11  # values that tell how the error grows from layer to layer
 LINE = 16  # of them lie side by side, as memory is read
 BLOCK = 1 << 18  # elements judged at a time, so that all intermediate arrays stay in the cache
-SHARE = 8  # every so-manieth value is compared in float64 where ours and the reference's are close
+SHARE = 8  # one value in so many is compared in float64 where ours and the reference's are close
 CHUNK = 1 << 8  # of them lie side by side
-CLOSE = 4.0  # times the noise, and by the largest twice that: what differs by no more passes whatever float64 gives
+CLOSE = 4.0  # a ratio up to which some values stand for all; by the largest error twice that
+SURE = 12.0  # a ratio that passes whatever is added for what c32 and d32 err by
 SMALLEST = 2.0**-149  # of float32
 LEAST_NORMAL = 2.0**-126
 HALF_STEP = 2.0**-25  # a rounding error of float32, as a share of the value
@@ -57,7 +59,7 @@ class Judgement:
 
     reference, device          ratios of root mean squares to the noise (see the module)
     reference_max, device_max  the same of the largest errors
-    noise, noise_max           what they are divided by, in the array's own unit
+    noise, noise_max           what they are divided by, in the array's own unit, of all values or of some
     equal                      d32 and ref agree bit for bit (-0 and 0, and all NaN, count as equal)
     strange                    places where one is NaN or Inf and the other is not that same
     relative_l2, cosine        of d32 and ref; rms(d32 - ref) / rms(ref)
@@ -144,8 +146,8 @@ def judge_by_some(
 ) -> Judgement:
     """As `judge`, where y64 and c32 are known of some of the values only.
 
-    All of d32 - ref is looked at. Where that is within CLOSE times the noise, the ratios are those of `some`: what is
-    passed over is right too, unless d32 and ref err alike. Elsewhere all values are compared in float64.
+    All of d32 - ref is looked at. Where that is small (`_Sums.settled`), the ratios are those of some values, with what
+    d32 - ref is larger elsewhere; an error that d32 and ref share there is not seen. If not, all are compared.
 
     some   gives the same values of ref, y64, c32 and d32
     whole  gives y64 and c32
@@ -155,22 +157,18 @@ def judge_by_some(
     close = all(
         sums.add(start, r[start : start + BLOCK], d[start : start + BLOCK]) for start in range(0, r.numel(), BLOCK)
     )
-    if close:
-        close = sums.add_closely(*(x.reshape(-1) for x in some()))
-        noise, noise_max = sums.noise(floor, relative)
-        close = close and sums.error.rms <= CLOSE * noise and sums.error.largest <= 2 * CLOSE * noise_max
-    if not close:
+    if not (close and sums.add_closely(*(x.reshape(-1) for x in some())) and sums.settled(floor, relative)):
         sums = _Sums(r.numel())
         y, c = (x.reshape(-1) for x in whole())
         for start in range(0, r.numel(), BLOCK):
             sums.add_all(start, *(x[start : start + BLOCK] for x in (r, y, c, d)))
-        noise, noise_max = sums.noise(floor, relative)
+    noise, noise_max = sums.noise(floor, relative)
     error, ours, theirs = sums.error, sums.ours, sums.theirs
     at, steps = sums.at_worst()
     return Judgement(
-        reference=sums.reference.rms / noise,
+        reference=math.sqrt(sums.reference.rms**2 + max(error.rms**2 - sums.near.rms**2, 0.0)) / noise,
         device=sums.device.rms / noise,
-        reference_max=sums.reference.largest / noise_max,
+        reference_max=max(sums.reference.largest, error.largest - sums.device.largest) / noise_max,
         device_max=sums.device.largest / noise_max,
         noise=noise,
         noise_max=noise_max,
@@ -194,13 +192,14 @@ def _some(x: Tensor) -> Tensor:
 
 
 def growth(ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: float = HALF_STEP) -> Growth:
-    """The end-to-end ratios, of finite values; arguments as in `judge`. Looks at SAMPLED evenly spread values of
-    a large array.
+    """The end-to-end ratios, of finite values; arguments as in `judge`, c32 on any number of threads. Looks at SAMPLED
+    evenly spread values of a large array.
     """
     first = _spread(ref)
     values = np.empty((3, first.size))
     values[0], values[1], values[2] = first, _spread(c32), _spread(y64)
-    values[:2] -= values[2]
+    with np.errstate(invalid="ignore"):
+        values[:2] -= values[2]
     squares = np.einsum("ij,ij->i", values, values)
     if not math.isfinite(squares.sum()):
         values = values[:, np.isfinite(values).all(0)]
@@ -217,7 +216,7 @@ def growth(ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: 
 def _spread(x: Tensor) -> np.ndarray[Any, Any]:
     """SAMPLED values, or some more, in lines spread evenly; all of a small array."""
     # An odd step meets every column of a map, whose width is even more often than not.
-    step = x.numel() // SAMPLED | 1
+    step = x.numel() // SAMPLED | 1 if x.numel() > 8 * SAMPLED else 1
     flat = x.numpy().reshape(-1)
     lines = flat[: flat.size // (LINE * step) * LINE * step].reshape(-1, LINE * step)
     return lines[:, :LINE].reshape(-1) if step > 1 else flat
@@ -298,19 +297,37 @@ class _Sums:
 
     def __init__(self, size: int) -> None:
         self.ours, self.theirs = _Values(), _Values()
-        self.error = _Errors()
+        self.error, self.near = _Errors(), _Errors()  # of all, and of those that are compared in float64
         self.yardstick, self.yard, self.reference, self.device = _Errors(), _Errors(), _Errors(), _Errors()
         self.equal = True
         self.strange = 0
         self.ulp = 0.0
         self.worst: tuple[int, Tensor, Tensor] | None = None  # the block of the largest error: its start, ref, d32
-        self.room = torch.empty(min(size, BLOCK))  # for the errors of a block
+        self.room = torch.empty(min(size, BLOCK), dtype=torch.float32, device="cpu")  # for the errors of a block
 
     def noise(self, floor: float, relative: float) -> tuple[float, float]:
         """By root mean square and by the largest."""
         scale = self.yardstick if self.yardstick.n else self.ours
         rms = max(self.yard.rms, relative * scale.rms, floor, SMALLEST)
         return rms, max(self.yard.largest, 2 * relative * scale.largest, floor, SMALLEST)
+
+    def settled(self, floor: float, relative: float) -> bool:
+        """Whether the values that were not compared in float64 cannot change the verdict.
+
+        The noise of all is at least that of some, diluted by the others, and at least `relative` of all values. By the
+        largest it is at least that of some.
+        """
+        noise, noise_max = self.noise(floor, relative)
+        if not self.near.n:
+            return self.equal
+        diluted = math.sqrt(self.near.n / self.error.n) * self.yard.rms
+        least = max(diluted, relative * min(self.ours.rms, self.theirs.rms), floor, SMALLEST)
+        return (
+            self.error.rms <= min(CLOSE * noise, SURE * least)
+            and max(self.reference.rms, self.device.rms) <= CLOSE * noise
+            and max(self.error.largest, self.reference.largest, self.device.largest) <= 2 * CLOSE * noise_max
+            and 4 * self.yardstick.rms >= self.ours.rms  # some that are zero tell nothing of the others
+        )
 
     def add(self, start: int, r: Tensor, d: Tensor) -> bool:
         """Take in one block of ref and d32, the first of whose elements has the index `start`; gives whether all is
@@ -344,22 +361,23 @@ class _Sums:
             return True
         error = d - r
         yard = c.double().sub_(y64).float()
-        near, yardstick = _Errors.of(yard), _Errors.of(c)
+        noise, yardstick = _Errors.of(yard), _Errors.of(c)
+        self.near.add(_Errors.of(error))
         if c is d or torch.equal(c, d):
-            self.device.add(near)
+            self.device.add(noise)
             self.reference.add(_Errors.of(yard.sub_(error)))
         else:
             device = d.double().sub_(y64).float()
             self.device.add(_Errors.of(device))
             self.reference.add(_Errors.of(device.sub_(error)))
-        self.yard.add(near)
+        self.yard.add(noise)
         self.yardstick.add(yardstick)
         if not self.equal:
             # Without its sign and its fraction a number is a power of two.
             steps = (r.numpy().view(np.int32) & 0x7F800000).view(np.float32)
             np.maximum(steps, self._step(0.0), out=steps)
             self.ulp = max(self.ulp, float((np.abs(error.numpy()) / steps).max()) * 2.0**23)
-        return math.isfinite(near.largest + yardstick.largest)
+        return math.isfinite(noise.largest + yardstick.largest)
 
     def _step(self, value: float) -> float:
         """2^23 steps of float32 at a value, or at rms(ref) where that is larger."""

@@ -18,7 +18,7 @@ SAMPLED = 1 << 13  # values that a histogram, and the error map of a right layer
 
 
 class Gallery:
-    """Keeps the pictures of the worst layers seen so far, by (layer, top)."""
+    """Keeps the pictures of the worst layers seen so far, by (layer, top); a pair of arrays is one to be drawn yet."""
 
     def __init__(self) -> None:
         self.pictures: dict[tuple[str, str], tuple[float, Picture | tuple[Tensor, Tensor]]] = {}

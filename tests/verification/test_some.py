@@ -12,7 +12,7 @@ from caffeport.modules.elementwise import Maximum, Product, Sum
 from caffeport.modules.normalization import Scale
 from caffeport.network import Network
 from caffeport.verification import Limits, compare
-from caffeport.verification.judge import judge, judge_by_some
+from caffeport.verification.judge import Judgement, judge, judge_by_some
 from caffeport.verification.some import how_many, some_of
 from tests.verification.nets import pictures, recorded
 
@@ -77,7 +77,7 @@ def test_some_channels_are_those_of_the_layer(own: nn.Module, bottoms: list[Tens
         assert 0 < few <= top.shape[1] // 2
         part = some_of(own, bottoms, top.float(), few)
         found = part.module(*part.bottoms)
-    assert found.shape == (1, few, *top.shape[2:])
+    assert found.shape == (1, few, *top.shape[2:])  # of three items
     torch.testing.assert_close(found, part.of(top), rtol=1e-12, atol=1e-12)
 
 
@@ -112,7 +112,7 @@ def test_channels_are_of_all_loudnesses(unit: float) -> None:
     )
     own = nn.Conv2d(8, 64, 1)
     part = some_of(own, [torch.randn(5, 8, 12, 10)], top, 8)
-    assert part.item == slice(2, 3)  # in the middle
+    assert sorted(part.items) == [1, 3]  # of the loudnesses 9, 1, 2, 3, 0
     assert np.allclose(part.channels, np.arange(4, 64, 8), atol=3)
 
 
@@ -155,6 +155,84 @@ def test_a_wrong_channel_is_found_wherever_it_is(layer: str, threads: int) -> No
             assert caffeport.verify(network, reference, fail_fast=True).first_failure == layer
     finally:
         torch.set_num_threads(before)
+
+
+class TestOneOfSixtyFour:
+    """y64 is known of one row of 64, in which c32 errs by 1e-5 and in the others by 1e-7."""
+
+    y64 = drawn(64, 500)
+    noise = torch.full((64, 1), 1e-7, dtype=torch.float64)
+    noise[7] = 1e-5
+    c32 = (y64 * (1 + noise * drawn(64, 501)[:, 1:])).float()
+
+    def judged(self, ref: Tensor) -> tuple[Judgement, bool]:
+        asked = []
+
+        def whole() -> tuple[Tensor, Tensor]:
+            asked.append(True)
+            return self.y64, self.c32
+
+        part = slice(7, 8)
+        found = judge_by_some(ref, self.c32, lambda: (ref[part], self.y64[part], self.c32[part], self.c32[part]), whole)
+        return found, bool(asked)
+
+    def test_a_noisy_one_does_not_stand_for_the_others(self) -> None:
+        ref = (self.c32 * 1.00002).float()
+        found, whole = self.judged(ref)
+        assert whole
+        assert found.reference == pytest.approx(judge(ref, self.y64, self.c32, self.c32).reference)
+        assert found.reference > 16 * 0.9
+
+    def test_one_that_is_wrong_does_not_either(self) -> None:
+        ref = self.c32.clone()
+        ref[7] *= 1.0001
+        found, whole = self.judged(ref)
+        assert whole
+        assert found == judge(ref, self.y64, self.c32, self.c32)
+
+    def test_what_is_larger_elsewhere_shows(self) -> None:
+        ref = self.c32.clone()
+        ref[8] *= 1 + 1e-6
+        found, whole = self.judged(ref)
+        assert not whole
+        assert found.reference > judge(ref[7], self.y64[7], self.c32[7], self.c32[7]).reference
+
+    def test_zeros_tell_nothing_of_the_others(self) -> None:
+        y64, c32 = self.y64.clone(), self.c32.clone()
+        y64[7] = c32[7] = 0
+        off = c32 * 1.001
+        none = torch.zeros(500)
+        found = judge_by_some(off, off, lambda: (none, none.double(), none, none), lambda: (y64, c32))
+        assert found.device > 100
+
+
+def test_a_wrong_value_is_found_under_any_default_dtype() -> None:
+    network = net()
+    reference = recorded(network, pictures(network))
+    reference["relu::relu"] *= np.float32(1 + 1e-6)
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float16, torch.bfloat16, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert caffeport.verify(network, reference).first_failure == "relu"
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_of_another_dtype_gives_a_report(dtype: torch.dtype) -> None:
+    network = net()
+    reference = recorded(network, pictures(network))
+    assert caffeport.verify(network.to(dtype), reference).passed is (dtype is torch.float64)
+
+
+def test_a_layer_that_is_watched_is_run_whole() -> None:
+    network = net()
+    reference = recorded(network, pictures(network))
+    shapes = set()
+    network.get_submodule("conv2").register_forward_hook(lambda module, args, top: shapes.add(tuple(top.shape)))
+    assert caffeport.verify(network, reference).passed
+    assert shapes == {(3, 64, 18, 18)}
 
 
 def test_a_device_that_errs_in_all_channels_is_seen_though_the_reference_errs_alike() -> None:
