@@ -160,7 +160,9 @@ class Walk:
         lanes = [[self._bottom(operand, lane, keep, batch) for operand in step.bottoms] for lane in self.local]
         alone = keep is None and all(value in self.known for value in step.reads)
         try:
-            if not (alone and self._compute_alone(step, lanes[0])):
+            if alone and step.layer.exact():
+                self._compute_once(step, lanes[0])
+            elif not (alone and self._compute_for_judge(step, lanes[0])):
                 self._compute(self.local, step, lanes)
         except (RuntimeError, ValueError, IndexError) as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -187,20 +189,18 @@ class Walk:
                 module = self._double(step) if arithmetic is TRUTH else None
                 lane |= zip(step.tops, arithmetic.run(self.network, step, args, module), strict=False)
 
-    def _compute_alone(self, step: Step, bottoms: list[Tensor]) -> bool:
-        """Compute a layer whose bottoms are the reference's own, if less than all of it will do. Gives whether it did.
-
-        A layer that only moves values needs one arithmetic. Where only `judge` reads y64 and c32, it asks for what it
-        needs of them.
-        """
-        y64, c32, d32 = self.local
+    def _compute_once(self, step: Step, bottoms: list[Tensor]) -> None:
+        """Compute a layer that only moves the reference's own values: one arithmetic is as good as another."""
+        yard = (self.tested if self.plain else YARDSTICK).run(self.network, step, bottoms)
+        ours = yard if self.plain else self.tested.run(self.network, step, bottoms)
+        for lane, tops in zip(self.local, (yard, yard, ours), strict=True):
+            lane |= zip(step.tops, tops, strict=False)
         self.args = bottoms, bottoms
-        if step.layer.exact():
-            yard = (self.tested if self.plain else YARDSTICK).run(self.network, step, bottoms)
-            ours = yard if self.plain else self.tested.run(self.network, step, bottoms)
-            for lane, tops in ((y64, yard), (c32, yard), (d32, ours)):
-                lane |= zip(step.tops, tops, strict=False)
-            return True
+
+    def _compute_for_judge(self, step: Step, bottoms: list[Tensor]) -> bool:
+        """Compute d32 only of a layer that is fed the reference's own values, if nobody but `judge` reads y64 and c32
+        and some channels of them are enough. Gives whether that is so.
+        """
         top = step.tops[0] if len(step.tops) == 1 else None
         at = self.stored.get(top) if top else None
         apart = self.streamed or any(value in self.parted for value in step.reads)
@@ -209,8 +209,9 @@ class Walk:
         own = self.network.get_submodule(self.network.names[step.key])
         few = how_many(own, bottoms, self.shapes[top])
         if few:
-            (d32[top],) = self.tested.run(self.network, step, bottoms)
+            (self.local[2][top],) = self.tested.run(self.network, step, bottoms)
             self.few[top] = few
+            self.args = bottoms, bottoms
         return bool(few)
 
     def _double(self, step: Step) -> nn.Module:

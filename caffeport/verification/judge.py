@@ -9,13 +9,13 @@ under test. With rms over the elements
     device    = rms(d32 - y64) / noise        does this device compute it well enough?
 
 and the same with the largest magnitude and 2^-24. Passed where both are at most 16, by the largest both at most 32.
-d32 - ref is taken of all elements; y64 and c32 of some, where those cannot but tell what all would.
+d32 - ref is taken of all elements; y64 and c32 of some, where the verdict of all is certain from those.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -130,8 +130,8 @@ def judge(
         if y64 is d32:  # of a layer that only moves values, so that d32 - ref has told all
             none = d32.new_empty(0)
             return none, none, none, none
-        c = _some(c32)
-        return _some(ref), _some(y64), c, c if d32 is c32 else _some(d32)
+        r, y, c, d = (_spread(x, CHUNK, SHARE) for x in (ref, y64, c32, d32))
+        return r, y, c, c if d32 is c32 else d
 
     return judge_by_some(ref, d32, some, lambda: (y64, c32), floor, relative)
 
@@ -146,8 +146,9 @@ def judge_by_some(
 ) -> Judgement:
     """As `judge`, where y64 and c32 are known of some of the values only.
 
-    All of d32 - ref is looked at. Where that is small (`_Sums.settled`), the ratios are those of some values, with what
-    d32 - ref is larger elsewhere; an error that d32 and ref share there is not seen. If not, all are compared.
+    All of d32 - ref is looked at. Where that is small (`_Sums.settled`), the ratios are those of some values, and what
+    d32 - ref has more elsewhere is added; an error that d32 and ref share there is not seen. Where it is not small, all
+    values are compared.
 
     some   gives the same values of ref, y64, c32 and d32
     whole  gives y64 and c32
@@ -184,42 +185,32 @@ def judge_by_some(
     )
 
 
-def _some(x: Tensor) -> Tensor:
-    """About one SHARE-th of the values, in chunks spread evenly; all of a small array."""
-    count = x.numel() // (SHARE * CHUNK)
+def _spread(x: Tensor, width: int, step: int) -> Tensor:
+    """Of every `step` runs of `width` values the first; all of an array that is too small for that."""
     flat = x.reshape(-1)
-    return flat[: count * SHARE * CHUNK].reshape(count, SHARE * CHUNK)[:, :CHUNK] if count else flat
+    count = flat.numel() // (width * step)
+    return flat[: count * width * step].reshape(count, -1)[:, :width] if step > 1 and count else flat
 
 
 def growth(ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: float = HALF_STEP) -> Growth:
     """The end-to-end ratios, of finite values; arguments as in `judge`, c32 on any number of threads. Looks at SAMPLED
     evenly spread values of a large array.
     """
-    first = _spread(ref)
-    values = np.empty((3, first.size))
-    values[0], values[1], values[2] = first, _spread(c32), _spread(y64)
+    # An odd step meets every column of a map, whose width is even more often than not.
+    step = ref.numel() // SAMPLED | 1 if ref.numel() > 8 * SAMPLED else 1
+    values = np.stack([_spread(x, LINE, step).reshape(-1).double().numpy() for x in (ref, c32, y64)])
     with np.errstate(invalid="ignore"):
         values[:2] -= values[2]
-    squares = np.einsum("ij,ij->i", values, values)
-    if not math.isfinite(squares.sum()):
+    if not math.isfinite(values.sum()):
         values = values[:, np.isfinite(values).all(0)]
-        squares = np.einsum("ij,ij->i", values, values)
-    if not values.size:
+    count = values.shape[1]
+    if not count:
         return Growth(0.0, 0.0, 0.0, 0.0)
-    error, yard, scale = np.sqrt(squares / values.shape[1]).tolist()
-    error_max, yard_max, largest = np.abs(values).max(1).tolist()
-    noise = max(yard, relative * scale, floor, SMALLEST)
-    noise_max = max(yard_max, 2 * relative * largest, floor, SMALLEST)
-    return Growth(error / noise, error_max / noise_max, noise / (scale or 1.0), error / (scale or 1.0))
-
-
-def _spread(x: Tensor) -> np.ndarray[Any, Any]:
-    """SAMPLED values, or some more, in lines spread evenly; all of a small array."""
-    # An odd step meets every column of a map, whose width is even more often than not.
-    step = x.numel() // SAMPLED | 1 if x.numel() > 8 * SAMPLED else 1
-    flat = x.numpy().reshape(-1)
-    lines = flat[: flat.size // (LINE * step) * LINE * step].reshape(-1, LINE * step)
-    return lines[:, :LINE].reshape(-1) if step > 1 else flat
+    squares, largest = np.einsum("ij,ij->i", values, values), np.abs(values).max(1)
+    error, yard, truth = (_Errors(count, *pair) for pair in zip(squares.tolist(), largest.tolist(), strict=True))
+    noise, noise_max = _noise(yard, truth, floor, relative)
+    scale = truth.rms or 1.0
+    return Growth(error.rms / noise, error.largest / noise_max, noise / scale, error.rms / scale)
 
 
 def _cosine(a2: float, b2: float, error2: float) -> float:
@@ -292,6 +283,12 @@ class _Values(_Errors):
         return Moments(mean, math.sqrt(variance), self.low, self.high, self.nan, self.inf)
 
 
+def _noise(yard: _Errors, scale: _Errors, floor: float, relative: float) -> tuple[float, float]:
+    """By root mean square and by the largest: what c32 errs by, but at least `floor` and the share of the values."""
+    rms = max(yard.rms, relative * scale.rms, floor, SMALLEST)
+    return rms, max(yard.largest, 2 * relative * scale.largest, floor, SMALLEST)
+
+
 class _Sums:
     """What four arrays show, of the finite values only, except where a name says otherwise."""
 
@@ -307,9 +304,7 @@ class _Sums:
 
     def noise(self, floor: float, relative: float) -> tuple[float, float]:
         """By root mean square and by the largest."""
-        scale = self.yardstick if self.yardstick.n else self.ours
-        rms = max(self.yard.rms, relative * scale.rms, floor, SMALLEST)
-        return rms, max(self.yard.largest, 2 * relative * scale.largest, floor, SMALLEST)
+        return _noise(self.yard, self.yardstick if self.yardstick.n else self.ours, floor, relative)
 
     def settled(self, floor: float, relative: float) -> bool:
         """Whether the values that were not compared in float64 cannot change the verdict.
@@ -317,9 +312,9 @@ class _Sums:
         The noise of all is at least that of some, diluted by the others, and at least `relative` of all values. By the
         largest it is at least that of some.
         """
-        noise, noise_max = self.noise(floor, relative)
         if not self.near.n:
             return self.equal
+        noise, noise_max = self.noise(floor, relative)
         diluted = math.sqrt(self.near.n / self.error.n) * self.yard.rms
         least = max(diluted, relative * min(self.ours.rms, self.theirs.rms), floor, SMALLEST)
         return (

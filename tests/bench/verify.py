@@ -3,36 +3,27 @@
 With the stored reference, which has 10 of 228 layers' tops, and with one of all layers: a run in float64, rounded.
 """
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 import caffeport
+from tests.bench.layers import best
 from tests.conftest import SHARED
-from tests.verification.nets import in_float64
+from tests.verification.nets import recorded_in_float64
 
-ROUNDS = 7
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+ROUNDS = 15
 
 
 def passes(network: caffeport.network.Network, reference: dict[str, np.ndarray[Any, Any]], fail_fast: bool) -> float:
     """The least time of a verification over that of a forward pass, of alternating runs."""
     data = torch.from_numpy(reference["in::data"])
-    forward, verify = [], []
     with torch.no_grad():
-        network(data)
-        for _ in range(ROUNDS):
-            forward += [seconds(lambda: network(data)) for _ in range(3)]
-            verify.append(seconds(lambda: caffeport.verify(network, reference, fail_fast=fail_fast)))
-    return min(verify) / min(forward)
+        verify, forward = best(
+            lambda: caffeport.verify(network, reference, fail_fast=fail_fast), lambda: network(data), ROUNDS
+        )
+    return verify / forward
 
 
 def main() -> None:
@@ -40,7 +31,7 @@ def main() -> None:
     network = caffeport.load(folder / "deploy.prototxt", folder / "weights.caffemodel")
     with np.load(folder / "reference.npz") as arrays:
         stored = {key: arrays[key] for key in arrays.files}
-    full = in_float64(network, stored["in::data"])
+    full = recorded_in_float64(network, {"data": stored["in::data"]})
     print("verify of open_nsfw, in forward passes       1 thread  2 threads")
     for name, reference, fail_fast in (
         ("stored reference", stored, False),

@@ -18,7 +18,7 @@ from caffeport.network import Network
 from caffeport.verification import Report
 from tests.conftest import SHARED
 from tests.verification.bugs import BUGS, Bug, injected
-from tests.verification.nets import in_float64
+from tests.verification.nets import recorded_in_float64
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -89,7 +89,7 @@ def test_memnet(tmp_path: Path) -> None:
     network = caffeport.load(folder / "deploy.prototxt", weights)
     with np.load(folder / "reference.npz") as arrays:
         data = arrays["in::data"][:1]
-    reference = in_float64(network, data)
+    reference = recorded_in_float64(network, {"data": data})
     assert caffeport.verify(network, reference).coverage == {"alone": 22, "segment": 0, "no": 0}
     assert hunt(network, reference, MEMNET) == []
     with torch.no_grad():
