@@ -116,7 +116,7 @@ class Network(nn.Module):
         """
         values = self._feed(args, kwargs)
         modules = self._modules
-        for run, free in self._plan:
+        for run, _, free in self._plan:
             run(modules, values)
             for slot in free:
                 values[slot] = None

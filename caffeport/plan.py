@@ -1,6 +1,6 @@
 """How the steps of a graph become calls: what `Network.forward` runs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from copy import copy, deepcopy
 from functools import partial
 from operator import attrgetter
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from .errors import InputError
 from .graph import Graph, Operand, Step, Value
 
+Run = Callable[[Mapping[str, Any], list[Any]], None]  # modules by name, values by slot, of which it writes some
+
 
 class View(NamedTuple):
     """A parameter of another layer, seen under another shape (PERMISSIVE sharing)."""
@@ -23,8 +25,8 @@ class View(NamedTuple):
     shape: tuple[int, ...]
 
 
-def call_of(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]) -> Any:
-    """The step as a function of (modules, values)."""
+def call_of(step: Step, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]) -> Run:
+    """The step alone."""
     name, bottoms, tops = names[step.key], step.bottoms, [top.slot for top in step.tops]
     axis = step.layer.flatten_from()
     slots = [operand.value.slot for operand in bottoms]
@@ -112,7 +114,7 @@ def see(operand: Operand, values: list[Any]) -> Any:
     return tensor if operand.like is None else tensor.reshape(values[operand.like.slot].shape)
 
 
-def _relu_in_place(step: Step, name: str) -> Any:
+def _relu_in_place(step: Step, name: str) -> Run:
     """A ReLU whose bottom nobody else needs: overwrites it, unless autograd or a hook may look."""
     slot, top = step.bottoms[0].value.slot, step.tops[0].slot
 
@@ -126,7 +128,7 @@ def _relu_in_place(step: Step, name: str) -> Any:
     return run
 
 
-def _convolution_with_relu(conv: Step, relu: Step, call: Any, names: Mapping[str, str]) -> Any:
+def _convolution_with_relu(conv: Step, relu: Step, call: Run, names: Mapping[str, str]) -> Run:
     """A convolution and the ReLU after it: one call where the convolution is packed, else `call` and in place."""
     slot, between, top = conv.bottoms[0].value.slot, conv.tops[0].slot, relu.tops[0].slot
     first, second = names[conv.key], names[relu.key]
@@ -145,7 +147,7 @@ def _convolution_with_relu(conv: Step, relu: Step, call: Any, names: Mapping[str
     return run
 
 
-def _affine_batch_norm(norm: Step, scale: Step, names: Mapping[str, str]) -> Any:
+def _affine_batch_norm(norm: Step, scale: Step, names: Mapping[str, str]) -> Run:
     """BatchNorm and the Scale after it in one call, which is what they are in PyTorch."""
     slot, top, first, second = norm.bottoms[0].value.slot, scale.tops[0].slot, names[norm.key], names[scale.key]
 
@@ -160,9 +162,15 @@ def _affine_batch_norm(norm: Step, scale: Step, names: Mapping[str, str]) -> Any
 
 
 def plan(
-    graph: Graph, names: Mapping[str, str], views: Mapping[str, Mapping[str, View]]
-) -> list[tuple[Any, tuple[int, ...]]]:
-    """Calls for `forward`, each with the slots that nothing needs after it."""
+    graph: Graph,
+    names: Mapping[str, str],
+    views: Mapping[str, Mapping[str, View]],
+    seen: Container[Value] = (),
+) -> list[tuple[Run, tuple[Step, ...], tuple[int, ...]]]:
+    """Calls for `forward`, each with the steps that it runs and the slots that nothing needs after it.
+
+    seen  values that somebody looks at right after the call that writes them, so that no call runs past them
+    """
     readers: dict[Value, list[Step | None]] = {}
     for step in graph.steps:
         for value in step.reads:
@@ -182,6 +190,7 @@ def plan(
             and scale.key not in views
             and scale.bottoms[0] == Operand(norm.tops[0])
             and only_reader(norm.tops[0], scale)
+            and norm.tops[0] not in seen
         )
 
     def overwrites(step: Step) -> bool:
@@ -203,30 +212,30 @@ def plan(
             and conv.bottoms[0].like is None
             and overwrites(relu)
             and relu.bottoms[0].value == conv.tops[0]
+            and conv.tops[0] not in seen
         )
 
-    calls: list[tuple[Any, Step, list[Value]]] = []
+    calls: list[tuple[Run, tuple[Step, ...]]] = []
     skip: set[str] = set()
     for i, step in enumerate(graph.steps):
         if step.key in skip:
             continue
         after = graph.steps[i + 1] if i + 1 < len(graph.steps) else None
-        read = step.reads
         if after and pairs_with(step, after):
             skip.add(after.key)
-            calls.append((_affine_batch_norm(step, after, names), after, read))
+            calls.append((_affine_batch_norm(step, after, names), (step, after)))
         elif after and takes_relu(step, after):
             skip.add(after.key)
-            calls.append((_convolution_with_relu(step, after, call_of(step, names, views), names), after, read))
+            calls.append((_convolution_with_relu(step, after, call_of(step, names, views), names), (step, after)))
         elif overwrites(step):
-            calls.append((_relu_in_place(step, names[step.key]), step, read))
+            calls.append((_relu_in_place(step, names[step.key]), (step,)))
         else:
-            calls.append((call_of(step, names, views), step, read))
-    last = {value: i for i, (_, _, read) in enumerate(calls) for value in read}
+            calls.append((call_of(step, names, views), (step,)))
+    last = {value: i for i, (_, steps) in enumerate(calls) for value in steps[0].reads}
     kept = {value for value, users in readers.items() if None in users}
     plan = []
-    for i, (run, step, read) in enumerate(calls):
-        unread = [top for top in step.tops if top not in readers]
-        done = dict.fromkeys(v.slot for v in [*read, *unread] if last.get(v, i) == i and v not in kept)
-        plan.append((run, tuple(done)))
+    for i, (run, steps) in enumerate(calls):
+        unread = [top for top in steps[-1].tops if top not in readers]
+        done = dict.fromkeys(v.slot for v in [*steps[0].reads, *unread] if last.get(v, i) == i and v not in kept)
+        plan.append((run, steps, tuple(done)))
     return plan

@@ -15,12 +15,13 @@ from ..graph import Value
 from ..layers import Shape
 from ..network import Feed, Network
 from .arithmetic import Arithmetic, deterministic, under_test
-from .compare import Comparison, Values, Walk, run_whole
-from .judge import Growth, Limits, growth
+from .compare import Comparison, Walk
+from .judge import Growth, Limits, growth, seen
 from .picture import Gallery
 from .reference import Reference, Stored, match, unknown
 from .report import LayerResult, OutputResult, PrecisionResult, Report, agreement
 from .weights import check_weights
+from .whole import Values, Whole, run_whole
 
 
 def verify(
@@ -65,7 +66,7 @@ def verify(
         rows: list[LayerResult] = []
         excused = False
         gallery = Gallery()
-        walk = Walk(network, source, stored, fed, shapes, arithmetics[0], gallery, streamed=fail_fast)
+        whole = None if fail_fast else Whole(network, fed, stored, shapes, arithmetics[0])
 
         def add(comparison: Comparison) -> bool:
             nonlocal excused
@@ -74,7 +75,7 @@ def verify(
             rows.append(replace(row, growth=None) if excused else row)  # what follows a fault differs from the input on
             return not fail_fast or (row.agrees(limits) is not False and row.layer not in wrong)
 
-        walk.run(add)
+        Walk(network, source, stored, fed, shapes, arithmetics[0], gallery, whole, limits).run(add)
         stopped = len({row.layer for row in rows}) < len(network.graph.steps)
         report = Report(
             network=network.graph.name or "(unnamed net)",
@@ -88,7 +89,7 @@ def verify(
             stopped=stopped,
         )
         if not stopped:
-            outputs, table = _outputs(network, source, fed, walk, arithmetics)
+            outputs, table = _outputs(network, source, fed, whole, arithmetics)
             report = replace(report, outputs=() if excused else tuple(outputs), precisions=tuple(table))
         if report.first_failure is not None:
             from .diagnose import diagnose
@@ -208,24 +209,24 @@ def _wiring(network: Network, source: Reference, stored: Mapping[Value, Stored])
 
 
 def _outputs(
-    network: Network, source: Reference, fed: Values, walk: Walk, arithmetics: Sequence[Arithmetic]
+    network: Network, source: Reference, fed: Values, whole: Whole | None, arithmetics: Sequence[Arithmetic]
 ) -> tuple[list[OutputResult], list[PrecisionResult]]:
-    """The net's outputs in each arithmetic beside float64; of a streamed walk, in the first beside the reference."""
-    if walk.streamed:
+    """The net's outputs in each arithmetic beside float64; in the first beside the reference only, without `whole`."""
+    if whole is None:
         ours = _run(network, fed, arithmetics[0])
         return [_output(name, ours[name].float(), None, source) for name in network.outputs], []
-    truth, yard = walk.outputs()
     results: list[OutputResult] = []
     table: list[PrecisionResult] = []
-    if len(truth) < len(network.outputs):
+    truth, yard, usual = whole.outputs()
+    if not truth:
         return results, table  # a layer cannot run, which is told where it stands
     for arithmetic in arithmetics:
-        ours = _run(network, fed, arithmetic)
+        ours = usual if arithmetic.usual and usual is not None else _run(network, fed, arithmetic)
         for name, y64 in truth.items():
             d32 = ours[name].float()
             if d32.shape != y64.shape:
                 continue
-            beside = growth(d32, y64, yard[name])
+            beside = growth(seen(d32), seen(y64), seen(yard[name]))
             error = d32.double().sub_(y64).abs_()
             classes = _classes(y64)
             top1 = None if classes is None else agreement(_classes(d32) or [], classes, 1)
@@ -271,7 +272,7 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
 
 def _run(network: Network, fed: Values, arithmetic: Arithmetic) -> dict[str, Tensor]:
     """The outputs; on a CPU in float32 as the user gets them, else a layer at a time."""
-    if arithmetic.device.type != "cpu" or arithmetic.name != "ieee":
+    if not arithmetic.usual:
         return run_whole(network, fed, arithmetic)
     found = network({value.blob: array for value, array in fed.items()})
     return found if isinstance(found, dict) else {network.outputs[0]: found}

@@ -28,7 +28,7 @@ class Arithmetic:
     tf32     products of matrices and convolutions see 10 bits of each factor, as on NVIDIA's cards since Ampere;
              elsewhere
              the factors are rounded before the layer runs
-    plain    layers are computed as Caffe does, where that errs more than ours
+    caffe    layers are computed as Caffe does, where that errs more than ours
     """
 
     name: str
@@ -36,7 +36,12 @@ class Arithmetic:
     device: torch.device = CPU
     threads: int | None = None
     tf32: bool = False
-    plain: bool = False
+    caffe: bool = False
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is what a user gets who asks for nothing: float32 on the CPU."""
+        return self.name == "ieee" and self.device.type == "cpu"
 
     def run(
         self, network: Network, step: Step, bottoms: Sequence[Tensor], module: nn.Module | None = None
@@ -49,7 +54,7 @@ class Arithmetic:
                 and multiplies(own := module or network.get_submodule(network.names[step.key]))
             ):
                 module, bottoms = weights_rounded(own, "tf32"), [rounded(x.float(), "tf32") for x in bottoms]
-            if self.plain and module is None:
+            if self.caffe and module is None:
                 module = as_caffe(step, network.get_submodule(network.names[step.key]))
             try:
                 return network.run_step(step, bottoms, self.dtype, self.device, module)
@@ -73,8 +78,7 @@ class Arithmetic:
 
 
 TRUTH = Arithmetic("float64", torch.float64)
-YARDSTICK = Arithmetic("float32", threads=1, plain=True)
-WHOLE = Arithmetic("float32", plain=True)  # for end to end, where one layer's order of summation is lost in the noise
+YARDSTICK = Arithmetic("float32", threads=1, caffe=True)
 BLOCK = 1 << 20  # numbers of a matrix that are converted at a time
 
 
@@ -99,10 +103,9 @@ class _LinearInBlocks(nn.Module):
         )
 
 
-def in_float64(network: Network, step: Step, module: nn.Module | None = None) -> nn.Module:
-    """The layer's module, or the one that stands in for it, in float64 on the CPU."""
-    own = module or network.get_submodule(network.names[step.key])
-    if type(own) is nn.Linear and step.key not in network._views and own.weight.is_cpu and own.weight.numel() > BLOCK:
+def in_float64(own: nn.Module, tied: bool) -> nn.Module:
+    """The module in float64 on the CPU. `tied`: it shares parameters with others under another shape."""
+    if type(own) is nn.Linear and not tied and own.weight.is_cpu and own.weight.numel() > BLOCK:
         return _LinearInBlocks(own)
     return converted(own, TRUTH.dtype, TRUTH.device)
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..graph import Operand, Step, Value
 from ..network import Network
 from .arithmetic import TRUTH, Arithmetic
-from .compare import Values
 from .judge import HALF_STEP
 from .reference import Reference, Stored
 from .report import LayerResult
+from .whole import Values
 
 SECONDS = 20.0  # that a diagnosis may take, about
 SHARE = 50.0  # by which a supposition has to take the ratio down to be named

@@ -5,9 +5,7 @@ Where the reference lacks a bottom, the layers from the nearest stored values on
 Values are dropped after their last reader, so memory holds a few layers' blobs and no more.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +14,14 @@ from torch import Tensor, nn
 from ..graph import Operand, Step, Value
 from ..layers import Shape, text
 from ..network import Network
-from .arithmetic import TRUTH, WHOLE, YARDSTICK, Arithmetic, in_float64
-from .judge import HALF_STEP, Growth, Judgement, growth, judge, judge_by_some
+from .arithmetic import TRUTH, YARDSTICK, Arithmetic, in_float64
+from .judge import CLOSE, Growth, Judgement, Limits, judge, judge_by_some
+from .noise import FEW, brought, least_noise, relative_noise
 from .picture import Gallery
 from .reference import Reference, Stored
-from .some import how_many, some_of
+from .some import ITS_OWN, how_many, some_of
+from .whole import Values, Whole, last_use
 from .yardstick import as_caffe
-
-Values = dict[Value, Tensor]
-FEW = 64  # values that are no sample of the noise
-DRAWS = 8  # of the noise of such values' bottoms
 
 
 @dataclass
@@ -50,12 +46,11 @@ class Comparison:
 
 
 class Walk:
-    """One walk through the net, on two roads at once.
+    """One walk through the net.
 
     local  values computed from the reference's own: in float64, in float32 on one thread, and in the arithmetic under
            test; of the first two only as much as the judge needs, where nobody else reads them
-    whole  values computed from the inputs alone: in float64, and in float32 on the CPU; none where `streamed`, which
-           takes half the memory
+    whole  what the net makes of its inputs alone; None to do without
     """
 
     def __init__(
@@ -67,7 +62,8 @@ class Walk:
         shapes: dict[Value, Shape],
         tested: Arithmetic,
         gallery: Gallery,
-        streamed: bool,
+        whole: Whole | None,
+        limits: Limits,
     ) -> None:
         self.network = network
         self.graph = network.graph
@@ -76,29 +72,19 @@ class Walk:
         self.shapes = shapes
         self.tested = tested
         self.gallery = gallery
-        self.fed = inputs
-        self.streamed = streamed
-        self.plain = tested.dtype == torch.float32 and tested.device.type == "cpu" and not tested.tf32
-        self.same = self.plain and torch.get_num_threads() == 1
+        self.whole = whole
+        self.close = min(CLOSE, limits.rms, limits.largest)
+        self.same = tested.usual and torch.get_num_threads() == 1
         self.local: tuple[Values, Values, Values] = {}, {}, {}
-        self.whole: tuple[Values, Values] = {}, {}
-        self.known: Values = {}  # what the reference says, float32 on the CPU; inputs too
+        self.known: Values = dict(inputs)  # what the reference says, float32 on the CPU; inputs too
         self.since: dict[Value, tuple[str, ...]] = {}  # layers run since stored values, where a value is computed
         self.items: dict[Value, int] = {}  # values of the first items of the batch only
-        self.carried: dict[
-            tuple[int, Value], float
-        ] = {}  # relative noise of computed values, by road (0 local, 1 whole)
-        self.args: tuple[list[Tensor], list[Tensor]] = [], []  # what the layer at hand was fed, by road, in float64
+        self.args: list[Tensor] = []  # what the layer at hand was fed, for float64
         self.doubled: tuple[Step, nn.Module] | None = None  # the layer at hand in float64
-        self.parted: set[Value] = set()  # where both roads differ, because the reference has been put in
         self.apart: set[Value] = set()  # local values that c32 has otherwise than d32, if `same`
         self.few: dict[Value, int] = {}  # local values of which only d32 is computed, and how many channels to judge
         self.lost: dict[Value, str] = {}  # values that could not be computed on the local road, and why
-        self.last = _last_use(network)
-        for value, array in inputs.items():
-            self.known[value] = array
-            for lane in () if streamed else self.whole:
-                lane[value] = array
+        self.last = last_use(network)
 
     def run(self, on_row: Callable[[Comparison], bool]) -> None:
         """Call `on_row` with each comparison, in the net's order, until it gives False."""
@@ -109,13 +95,6 @@ class Walk:
                         return
                 self._free(index)
 
-    def outputs(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The net's outputs from the inputs on, in float64 and in float32, as far as they could be computed."""
-        graph = self.graph
-        can = [name for name in graph.outputs if graph.blobs[name].value in self.whole[0]]
-        truth, yard = ({name: _see(graph.blobs[name], lane) for name in can} for lane in self.whole)
-        return {name: x.double() for name, x in truth.items()}, {name: x.float() for name, x in yard.items()}
-
     # ---- one layer
 
     def _step(self, step: Step) -> list[Comparison]:
@@ -125,30 +104,16 @@ class Walk:
         return [self._top(step, top, problem) for top in step.tops]
 
     def _run(self, step: Step) -> str:
-        """Compute the layer on both roads. Gives why it cannot run on the local one, if it is the layer's own fault."""
-        reads = step.reads
-        lost = next((self.lost[value] for value in reads if value in self.lost), "")
-        problem = ""
+        """Compute the layer. Gives why it cannot run, if it is the layer's own fault."""
+        if self.whole is not None:
+            self.whole.advance(step)
+            if self.whole.gives(step):
+                self._take(step, self.whole)
+                return ""
+        lost = next((self.lost[value] for value in step.reads if value in self.lost), "")
         if lost:
             self.lost |= dict.fromkeys(step.tops, lost)
-        else:
-            problem = self._run_local(step)
-        if self.streamed:
-            return problem
-        shared = not lost and not problem and not any(value in self.parted for value in reads)
-        if shared:
-            for mine, theirs in zip(self.local, self.whole, strict=False):
-                theirs |= {top: mine[top] for top in step.tops if top in mine}
-            return problem
-        self.parted.update(step.tops)
-        if all(value in self.whole[0] for value in reads):
-            with suppress(
-                RuntimeError, ValueError, IndexError
-            ):  # a layer before gave another shape, which was told there
-                self._compute(self.whole, step, [[_see(o, lane) for o in step.bottoms] for lane in self.whole])
-        return problem
-
-    def _run_local(self, step: Step) -> str:
+            return ""
         cut = {operand.value: self.items[operand.value] for operand in step.bottoms if operand.value in self.items}
         if cut and not step.layer.batch_independent:
             self.lost |= dict.fromkeys(
@@ -163,39 +128,52 @@ class Walk:
             if alone and step.layer.exact():
                 self._compute_once(step, lanes[0])
             elif not (alone and self._compute_for_judge(step, lanes[0])):
-                self._compute(self.local, step, lanes)
+                self._compute(step, lanes)
         except (RuntimeError, ValueError, IndexError) as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.lost |= dict.fromkeys(step.tops, f"layer {step.key!r} cannot run")
             return f"cannot run on the reference's bottoms: {message}"
-        since = dict.fromkeys(key for operand in step.bottoms for key in self.since.get(operand.value, ()))
-        for top in step.tops:
-            self.since[top] = (*since, step.key)
-            if keep is not None:
-                self.items[top] = keep
+        self._note_segment(step)
+        if keep is not None:
+            self.items |= dict.fromkeys(step.tops, keep)
         return ""
 
-    def _compute(self, lanes: Sequence[Values], step: Step, bottoms: Sequence[list[Tensor]]) -> None:
-        self.args = (self.args[0], bottoms[0]) if lanes is self.whole else (bottoms[0], bottoms[0])
+    def _note_segment(self, step: Step) -> None:
+        since = dict.fromkeys(key for operand in step.bottoms for key in self.since.get(operand.value, ()))
+        self.since |= dict.fromkeys(step.tops, (*since, step.key))
+
+    def _take(self, step: Step, whole: Whole) -> None:
+        """The layer's values are those of the whole net."""
+        self._note_segment(step)
+        for top in step.tops:
+            values = whole.of(top)
+            if values is None:
+                continue
+            for lane, x in zip(self.local, values, strict=True):
+                lane[top] = x
+            if values[1] is not values[2]:
+                self.apart.add(top)
+
+    def _compute(self, step: Step, bottoms: Sequence[list[Tensor]]) -> None:
+        self.args = bottoms[0]
         apart = as_caffe(step, self.network.get_submodule(self.network.names[step.key])) is not None
-        if lanes is self.local and (apart or any(value in self.apart for value in step.reads)):
+        if apart or any(value in self.apart for value in step.reads):
             self.apart.update(step.tops)
         same = self.same and self.apart.isdisjoint(step.tops)
-        arithmetics = (TRUTH, WHOLE) if lanes is self.whole else (TRUTH, YARDSTICK, self.tested)
-        for arithmetic, lane, args in zip(arithmetics, lanes, bottoms, strict=False):
+        for arithmetic, lane, args in zip((TRUTH, YARDSTICK, self.tested), self.local, bottoms, strict=True):
             if arithmetic is self.tested and same:
-                lane |= {top: lanes[1][top] for top in step.tops if top in lanes[1]}
+                lane |= {top: self.local[1][top] for top in step.tops if top in self.local[1]}
             else:
                 module = self._double(step) if arithmetic is TRUTH else None
                 lane |= zip(step.tops, arithmetic.run(self.network, step, args, module), strict=False)
 
     def _compute_once(self, step: Step, bottoms: list[Tensor]) -> None:
         """Compute a layer that only moves the reference's own values: one arithmetic is as good as another."""
-        yard = (self.tested if self.plain else YARDSTICK).run(self.network, step, bottoms)
-        ours = yard if self.plain else self.tested.run(self.network, step, bottoms)
+        yard = (self.tested if self.tested.usual else YARDSTICK).run(self.network, step, bottoms)
+        ours = yard if self.tested.usual else self.tested.run(self.network, step, bottoms)
         for lane, tops in zip(self.local, (yard, yard, ours), strict=True):
             lane |= zip(step.tops, tops, strict=False)
-        self.args = bottoms, bottoms
+        self.args = bottoms
 
     def _compute_for_judge(self, step: Step, bottoms: list[Tensor]) -> bool:
         """Compute d32 only of a layer that is fed the reference's own values, if nobody but `judge` reads y64 and c32
@@ -203,21 +181,21 @@ class Walk:
         """
         top = step.tops[0] if len(step.tops) == 1 else None
         at = self.stored.get(top) if top else None
-        apart = self.streamed or any(value in self.parted for value in step.reads)
-        if not apart or top is None or at is None or at.items is not None or step.key in self.network._views:
+        if top is None or at is None or at.items is not None or step.key in self.network._views:
             return False
         own = self.network.get_submodule(self.network.names[step.key])
         few = how_many(own, bottoms, self.shapes[top])
         if few:
             (self.local[2][top],) = self.tested.run(self.network, step, bottoms)
             self.few[top] = few
-            self.args = bottoms, bottoms
+            self.args = bottoms
         return bool(few)
 
     def _double(self, step: Step) -> nn.Module:
-        """The layer in float64, made once for both roads."""
+        """The layer in float64, made once."""
         if self.doubled is None or self.doubled[0] is not step:
-            self.doubled = step, in_float64(self.network, step)
+            own = self.network.get_submodule(self.network.names[step.key])
+            self.doubled = step, in_float64(own, step.key in self.network._views)
         return self.doubled[1]
 
     def _bottom(self, operand: Operand, lane: Values, keep: int | None, batch: set[int]) -> Tensor:
@@ -245,10 +223,8 @@ class Walk:
             self.lost.pop(top, None)
         else:
             self._judge(row, ref)
-        if top in self.whole[0]:
-            ours = [lane[top][: ref.shape[0]] if at.items is not None else lane[top] for lane in self.whole]
-            if ours[0].shape == ref.shape:
-                row.growth = growth(ref, ours[0], ours[1], step.layer.noise_floor, self._noise(1, step, top))
+        if self.whole is not None:
+            row.growth = self.whole.growth(step, top, ref)
         self._put(top, ref, at)
         return row
 
@@ -268,134 +244,66 @@ class Walk:
         if y64 is None or c32 is None:
             row.judgement = self._judge_by_channels(step, top, ref, d32)
         else:
-            row.judgement = judge(ref, y64, c32, d32, step.layer.noise_floor, self._noise(0, step, top))
+            row.judgement = judge(ref, y64, c32, d32, step.layer.noise_floor, self._noise(step, top))
         self.gallery.show(step.key, top.blob, row.judgement, d32, ref)
 
     def _judge_by_channels(self, step: Step, top: Value, ref: Tensor, d32: Tensor) -> Judgement:
         """Judge a layer of which only d32 is computed yet."""
-        network, bottoms, few = self.network, self.args[0], self.few.pop(top)
+        network, bottoms, few = self.network, self.args, self.few.pop(top)
         own = network.get_submodule(network.names[step.key])
+        # What sums up nothing gives the same on any number of threads.
+        same = self.same or (self.tested.usual and type(own) in ITS_OWN)
 
         def some() -> tuple[Tensor, Tensor, Tensor, Tensor]:
             part = some_of(own, bottoms, ref, few)
             d = part.of(d32)
-            (y64,) = TRUTH.run(network, step, part.bottoms, in_float64(network, step, part.module))
-            c32 = d if self.same else YARDSTICK.run(network, step, part.bottoms, part.module)[0]
+            (y64,) = TRUTH.run(network, step, part.bottoms, in_float64(part.module, tied=False))
+            c32 = d if same else YARDSTICK.run(network, step, part.bottoms, part.module)[0]
             return part.of(ref), y64, c32, d
 
         def whole() -> tuple[Tensor, Tensor]:
             (y64,) = TRUTH.run(network, step, bottoms, self._double(step))
-            return y64, d32 if self.same else YARDSTICK.run(network, step, bottoms)[0]
+            return y64, d32 if same else YARDSTICK.run(network, step, bottoms)[0]
 
-        return judge_by_some(ref, d32, some, whole, step.layer.noise_floor, self._least_noise(step))
+        floor, relative = step.layer.noise_floor, least_noise(step, self.shapes)
+        return judge_by_some(ref, d32, some, whole, floor, relative, self.close, same)
 
-    def _noise(self, road: int, step: Step, top: Value) -> float:
-        """The least relative noise that this value of the road may be given, whatever c32 happens to show.
+    def _noise(self, step: Step, top: Value) -> float:
+        """The least relative noise that the value may be given, whatever c32 happens to show."""
+        if self.whole is not None and self.whole.gives(step):
+            return self.whole.noise(top)
+        least = least_noise(step, self.shapes)
+        y64 = self.local[0][top]
+        if y64.numel() < FEW:
 
-        Serial sums err with the root of their length. And a few values are no sample: c32 may come close to y64 by
-        luck (a loss is one number), so what the noise of the bottoms brings counts at least.
-        """
-        least = self._least_noise(step)
-        if (self.local, self.whole)[road][0][top].numel() < FEW:
-            least = max(least, self._brought(road, step, top))
-        self.carried[road, top] = least
+            def again(bottoms: list[Tensor]) -> Tensor:
+                return TRUTH.run(self.network, step, bottoms, self._double(step))[step.tops.index(top)]
+
+            noise = [self._relative_noise(operand.value) for operand in step.bottoms]
+            least = max(least, brought(again, [x.double() for x in self.args], noise, y64))
         return least
 
-    def _least_noise(self, step: Step) -> float:
-        terms: int = step.layer.serial_terms([self.shapes[o.like or o.value] for o in step.bottoms])
-        return float(max(HALF_STEP * terms**0.5 / 4, HALF_STEP))
-
-    def _brought(self, road: int, step: Step, top: Value) -> float:
-        """How far a value moves, as a share of its rms, when the bottoms move by their own noise: drawn DRAWS times
-        with a fixed seed, in float64. What arithmetic did in the layer itself is not in it.
-        """
-        y64 = (self.local, self.whole)[road][0][top]
-        noise = [self._relative_noise(road, operand.value) for operand in step.bottoms]
-        bottoms = [x.double() for x in self.args[road]]
-        # A whole number (a label, an index) is exact.
-        spread = [n * _rms(x) if not torch.equal(x, x.round()) else 0.0 for n, x in zip(noise, bottoms, strict=True)]
-        scale = _rms(y64)
-        if not any(spread) or not scale or not math.isfinite(scale + sum(spread)):
+    def _relative_noise(self, value: Value) -> float:
+        """Of a computed value; 0 for one that was fed."""
+        if value in self.known or value not in self.local[0]:
             return 0.0
-        random = torch.Generator().manual_seed(0)
-        moved = 0.0
-        for _ in range(DRAWS):
-            drawn = [
-                x + sd * torch.randn(x.shape, generator=random, dtype=x.dtype) if sd else x
-                for x, sd in zip(bottoms, spread, strict=True)
-            ]
-            found = TRUTH.run(self.network, step, drawn, self._double(step))[step.tops.index(top)]
-            if found.shape == y64.shape:
-                moved += _rms(found - y64) ** 2
-        share = math.sqrt(moved / DRAWS) / scale
-        return share if math.isfinite(share) else 0.0
-
-    def _relative_noise(self, road: int, value: Value) -> float:
-        """rms(c32 - y64) / rms(y64) of a computed value; 0 for one that was fed."""
-        lanes = (self.local, self.whole)[road]
-        if value not in lanes[0] or value in (self.known if road == 0 else self.fed):
-            return 0.0
-        y64, c32 = (lane[value].double().reshape(-1) for lane in lanes[:2])
-        scale = float(y64.dot(y64))
-        error = float((c32 - y64).dot(c32 - y64))
-        own: float = math.sqrt(error / scale) if scale and error < math.inf else 0.0
-        return max(float(own), self.carried.get((road, value), 0.0))
+        return relative_noise(self.local[0][value], self.local[1][value])
 
     def _put(self, top: Value, ref: Tensor, at: Stored) -> None:
         """From here on readers get the reference's numbers."""
         self.known[top] = ref
         self.since.pop(top, None)
-        self.carried.pop((0, top), None)
         self.apart.discard(top)
         self.items.pop(top, None)
         if at.items is not None:
             self.items[top] = at.items
-        self.parted.add(top)
         for lane in self.local:
             lane.pop(top, None)
 
     def _free(self, index: int) -> None:
         for value in self.last.get(index, ()):
-            for values in (*self.local, *self.whole, self.known):
+            for values in (*self.local, self.known):
                 values.pop(value, None)
 
 
-def _see(operand: Operand, lane: Values) -> Tensor:
-    x = lane[operand.value]
-    return x if operand.like is None else x.reshape(lane[operand.like].shape)
-
-
-def _rms(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x)) / math.sqrt(max(x.numel(), 1))
-
-
-def _last_use(network: Network) -> dict[int, list[Value]]:
-    """For each step, by index, the values that nothing needs after it. What the outputs are made of is kept."""
-    graph = network.graph
-    last: dict[Value, int] = {}
-    for index, step in enumerate(graph.steps):
-        last |= dict.fromkeys(step.tops, index)
-        last |= dict.fromkeys(step.reads, index)
-    for name in graph.outputs:
-        for value in graph.blobs[name].values:
-            last.pop(value, None)
-    uses: dict[int, list[Value]] = {}
-    for value, index in last.items():
-        uses.setdefault(index, []).append(value)
-    return uses
-
-
-def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[str, Tensor]:
-    """The net's outputs, run from its inputs in one arithmetic, a layer at a time."""
-    values = dict(inputs)
-    last = _last_use(network)
-    with torch.no_grad():
-        for index, step in enumerate(network.graph.steps):
-            bottoms = [_see(operand, values) for operand in step.bottoms]
-            values |= zip(step.tops, arithmetic.run(network, step, bottoms), strict=False)
-            for value in last.get(index, ()):
-                values.pop(value, None)
-    return {name: _see(network.graph.blobs[name], values).cpu() for name in network.graph.outputs}
-
-
-__all__ = ["Comparison", "Values", "Walk", "run_whole"]
+__all__ = ["Comparison", "Walk"]

@@ -18,12 +18,12 @@ from ..graph import Step, Value
 from ..network import Network
 from .arithmetic import Arithmetic
 from .case import SLIGHT, Case, Supposed
-from .compare import Values
 from .difference import residual, short_weights, where
 from .reference import Reference, Stored
 from .report import Cause, LayerResult, Report
 from .variants import changed_layers, fewer_bits, rearranged
 from .weights import file_arrays, from_file
+from .whole import Values
 
 WORST = 1e30  # a ratio, for a search that wants finite ones
 CERTAIN = 2.0  # a ratio at which a long segment is not searched any further
@@ -59,7 +59,7 @@ def _wiring(row: LayerResult, report: Report) -> Cause:
     growth = row.growth
     ratio = growth.ratio if growth else math.inf
     local = row.judgement.ratio if row.judgement else 1.0
-    before = [r for r in report.layers[: report.layers.index(row)] if r.judgement]
+    before = [r for r in report.layers[: report.layers.index(row)] if r.judgement and not r.judgement.bound]
     worst = max(before, key=lambda r: r.judgement.ratio if r.judgement else 0.0, default=None)
     evidence = ""
     if worst is not None and worst.judgement and worst.judgement.ratio > SLIGHT:

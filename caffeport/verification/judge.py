@@ -14,14 +14,15 @@ d32 - ref is taken of all elements; y64 and c32 of some, where the verdict of al
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SAMPLED = 1 << 11  # values that tell how the error grows from layer to layer
+from ..layers.base import Array
+
+SAMPLED = 1 << 10  # values that tell how the error grows from layer to layer
 LINE = 16  # of them lie side by side, as memory is read
 BLOCK = 1 << 18  # elements judged at a time, so that all intermediate arrays stay in the cache
 SHARE = 8  # one value in so many is compared in float64 where ours and the reference's are close
@@ -63,6 +64,7 @@ class Judgement:
     equal                      d32 and ref agree bit for bit (-0 and 0, and all NaN, count as equal)
     strange                    places where one is NaN or Inf and the other is not that same
     relative_l2, cosine        of d32 and ref; rms(d32 - ref) / rms(ref)
+    bound                      the ratios are upper bounds: d32 - ref alone is so small that they are certain to pass
     largest_error, at          max |d32 - ref| and its index
     ulp                        largest |d32 - ref| in steps of float32 at ref, or at rms(ref) where that is larger, of
                                the largest errors and the values compared in float64
@@ -84,6 +86,7 @@ class Judgement:
     ulp: float
     ours: Moments
     theirs: Moments
+    bound: bool = False
 
     @property
     def ratio(self) -> float:
@@ -92,6 +95,12 @@ class Judgement:
     @property
     def ratio_max(self) -> float:
         return max(self.reference_max, self.device_max)
+
+    @property
+    def badness(self) -> float:
+        """By which the worst layers are chosen; a bound is 1 above what d32 - ref is by itself."""
+        excess = 1.0 if self.bound else 0.0
+        return math.inf if self.strange else max(self.ratio - excess, (self.ratio_max - excess) / 2)
 
     @property
     def bits(self) -> float:
@@ -130,7 +139,7 @@ def judge(
         if y64 is d32:  # of a layer that only moves values, so that d32 - ref has told all
             none = d32.new_empty(0)
             return none, none, none, none
-        r, y, c, d = (_spread(x, CHUNK, SHARE) for x in (ref, y64, c32, d32))
+        r, y, c, d = (torch.from_numpy(_spread(x.numpy(), CHUNK, SHARE)) for x in (ref, y64, c32, d32))
         return r, y, c, c if d32 is c32 else d
 
     return judge_by_some(ref, d32, some, lambda: (y64, c32), floor, relative)
@@ -143,6 +152,8 @@ def judge_by_some(
     whole: Callable[[], tuple[Tensor, Tensor]],
     floor: float = 0.0,
     relative: float = HALF_STEP,
+    close: float = CLOSE,
+    same: bool = False,
 ) -> Judgement:
     """As `judge`, where y64 and c32 are known of some of the values only.
 
@@ -152,13 +163,20 @@ def judge_by_some(
 
     some   gives the same values of ref, y64, c32 and d32
     whole  gives y64 and c32
+    close  a ratio up to which not all have to be compared
+    same   c32 is d32, so that d32 errs by the noise at most: with d32 - ref of a few times the least noise there can be
+           nothing else is computed
     """
     r, d = ref.reshape(-1), d32.reshape(-1)
     sums = _Sums(r.numel())
-    close = all(
+    finite = all(
         sums.add(start, r[start : start + BLOCK], d[start : start + BLOCK]) for start in range(0, r.numel(), BLOCK)
     )
-    if not (close and sums.add_closely(*(x.reshape(-1) for x in some())) and sums.settled(floor, relative)):
+    reference, reference_max = (1 + ratio for ratio in sums.bounds(floor, relative))
+    bound = finite and same and max(reference, reference_max) <= close
+    if not bound and not (
+        finite and sums.add_closely(*(x.reshape(-1) for x in some())) and sums.settled(floor, relative, close)
+    ):
         sums = _Sums(r.numel())
         y, c = (x.reshape(-1) for x in whole())
         for start in range(0, r.numel(), BLOCK):
@@ -166,11 +184,16 @@ def judge_by_some(
     noise, noise_max = sums.noise(floor, relative)
     error, ours, theirs = sums.error, sums.ours, sums.theirs
     at, steps = sums.at_worst()
+    device = device_max = 1.0
+    if not bound:
+        device, device_max = sums.device.rms / noise, sums.device.largest / noise_max
+        reference = math.sqrt(sums.reference.rms**2 + max(error.rms**2 - sums.near.rms**2, 0.0)) / noise
+        reference_max = max(sums.reference.largest, error.largest - sums.device.largest) / noise_max
     return Judgement(
-        reference=math.sqrt(sums.reference.rms**2 + max(error.rms**2 - sums.near.rms**2, 0.0)) / noise,
-        device=sums.device.rms / noise,
-        reference_max=max(sums.reference.largest, error.largest - sums.device.largest) / noise_max,
-        device_max=sums.device.largest / noise_max,
+        reference=reference,
+        device=device,
+        reference_max=reference_max,
+        device_max=device_max,
         noise=noise,
         noise_max=noise_max,
         equal=sums.equal,
@@ -182,35 +205,39 @@ def judge_by_some(
         ulp=max(sums.ulp, steps),
         ours=ours.moments,
         theirs=theirs.moments,
+        bound=bound,
     )
 
 
-def _spread(x: Tensor, width: int, step: int) -> Tensor:
+def _spread(x: Array, width: int, step: int) -> Array:
     """Of every `step` runs of `width` values the first; all of an array that is too small for that."""
     flat = x.reshape(-1)
-    count = flat.numel() // (width * step)
+    count = flat.size // (width * step)
     return flat[: count * width * step].reshape(count, -1)[:, :width] if step > 1 and count else flat
 
 
-def growth(ref: Tensor, y64: Tensor, c32: Tensor, floor: float = 0.0, relative: float = HALF_STEP) -> Growth:
-    """The end-to-end ratios, of finite values; arguments as in `judge`, c32 on any number of threads. Looks at SAMPLED
-    evenly spread values of a large array.
-    """
+def seen(x: Tensor) -> Array:
+    """A copy of the values that `growth` looks at: SAMPLED evenly spread ones of a large array."""
     # An odd step meets every column of a map, whose width is even more often than not.
-    step = ref.numel() // SAMPLED | 1 if ref.numel() > 8 * SAMPLED else 1
-    values = np.stack([_spread(x, LINE, step).reshape(-1).double().numpy() for x in (ref, c32, y64)])
+    step = x.numel() // SAMPLED | 1 if x.numel() > 8 * SAMPLED else 1
+    return np.array(_spread(x.detach().numpy(), LINE, step)).reshape(-1)
+
+
+def growth(ref: Array, y64: Array, c32: Array, floor: float = 0.0, relative: float = HALF_STEP) -> Growth:
+    """The end-to-end ratios, of finite values that were `seen`; floor and relative as in `judge`, c32 on any number of
+    threads.
+    """
     with np.errstate(invalid="ignore"):
-        values[:2] -= values[2]
-    if not math.isfinite(values.sum()):
-        values = values[:, np.isfinite(values).all(0)]
-    count = values.shape[1]
-    if not count:
+        error, yard = ref - y64, c32 - y64
+    if not math.isfinite(error.sum() + yard.sum()):
+        keep = np.isfinite(error) & np.isfinite(yard)
+        error, yard, y64 = error[keep], yard[keep], y64[keep]
+    if not len(y64):
         return Growth(0.0, 0.0, 0.0, 0.0)
-    squares, largest = np.einsum("ij,ij->i", values, values), np.abs(values).max(1)
-    error, yard, truth = (_Errors(count, *pair) for pair in zip(squares.tolist(), largest.tolist(), strict=True))
-    noise, noise_max = _noise(yard, truth, floor, relative)
+    e, noise, truth = (_Errors(len(x), float(x.dot(x)), float(max(x.max(), -x.min()))) for x in (error, yard, y64))
+    rms, largest = _noise(noise, truth, floor, relative)
     scale = truth.rms or 1.0
-    return Growth(error.rms / noise, error.largest / noise_max, noise / scale, error.rms / scale)
+    return Growth(e.rms / rms, e.largest / largest, rms / scale, e.rms / scale)
 
 
 def _cosine(a2: float, b2: float, error2: float) -> float:
@@ -228,7 +255,7 @@ def _index(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(index))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Errors:
     """Differences, summed up block by block."""
 
@@ -236,23 +263,22 @@ class _Errors:
     square: float = 0.0
     largest: float = 0.0
 
-    @classmethod
-    def of(cls, x: Tensor) -> Self:
-        """NaN and Inf show in `largest`."""
+    def take(self, x: Tensor) -> float:
+        """Add a block; gives its largest magnitude, in which NaN and Inf show."""
         low, high = _ends(x)
         largest = max(-low, high)
-        return cls(x.numel(), _square(x, largest), largest)
+        self.add(x.numel(), _square(x, largest), largest)
+        return largest
 
-    def add(self, block: "_Errors") -> None:
-        self.n, self.square = self.n + block.n, self.square + block.square
-        self.largest = max(self.largest, block.largest)
+    def add(self, n: int, square: float, largest: float) -> None:
+        self.n, self.square, self.largest = self.n + n, self.square + square, max(self.largest, largest)
 
     @property
     def rms(self) -> float:
         return math.sqrt(self.square / max(self.n, 1))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Values(_Errors):
     """Values, summed up block by block."""
 
@@ -262,17 +288,13 @@ class _Values(_Errors):
     nan: int = 0
     inf: int = 0
 
-    @classmethod
-    def of(cls, x: Tensor) -> Self:
+    def take(self, x: Tensor) -> float:
         low, high = _ends(x)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.total += float(x.sum())
         largest = max(-low, high)
-        return cls(x.numel(), _square(x, largest), largest, float(x.sum()), low, high)
-
-    def add(self, block: _Errors) -> None:
-        super().add(block)
-        if isinstance(block, _Values):
-            self.total += block.total
-            self.low, self.high = min(self.low, block.low), max(self.high, block.high)
+        self.add(x.numel(), _square(x, largest), largest)
+        return largest
 
     @property
     def moments(self) -> Moments:
@@ -293,20 +315,27 @@ class _Sums:
     """What four arrays show, of the finite values only, except where a name says otherwise."""
 
     def __init__(self, size: int) -> None:
-        self.ours, self.theirs = _Values(), _Values()
+        self.ours = self.theirs = _Values()  # one until they differ
         self.error, self.near = _Errors(), _Errors()  # of all, and of those that are compared in float64
         self.yardstick, self.yard, self.reference, self.device = _Errors(), _Errors(), _Errors(), _Errors()
         self.equal = True
         self.strange = 0
         self.ulp = 0.0
-        self.worst: tuple[int, Tensor, Tensor] | None = None  # the block of the largest error: its start, ref, d32
+        self.worst: tuple[int, float] | None = None  # where the largest error is, and what ref is there
         self.room = torch.empty(min(size, BLOCK), dtype=torch.float32, device="cpu")  # for the errors of a block
 
     def noise(self, floor: float, relative: float) -> tuple[float, float]:
         """By root mean square and by the largest."""
         return _noise(self.yard, self.yardstick if self.yardstick.n else self.ours, floor, relative)
 
-    def settled(self, floor: float, relative: float) -> bool:
+    def bounds(self, floor: float, relative: float) -> tuple[float, float]:
+        """d32 - ref over the least noise there can be."""
+        ours, theirs = self.ours, self.theirs
+        rms = max(relative * min(ours.rms, theirs.rms), floor, SMALLEST)
+        largest = max(2 * relative * min(ours.largest, theirs.largest), floor, SMALLEST)
+        return self.error.rms / rms, self.error.largest / largest
+
+    def settled(self, floor: float, relative: float, close: float) -> bool:
         """Whether the values that were not compared in float64 cannot change the verdict.
 
         The noise of all is at least that of some, diluted by the others, and at least `relative` of all values. By the
@@ -318,9 +347,9 @@ class _Sums:
         diluted = math.sqrt(self.near.n / self.error.n) * self.yard.rms
         least = max(diluted, relative * min(self.ours.rms, self.theirs.rms), floor, SMALLEST)
         return (
-            self.error.rms <= min(CLOSE * noise, SURE * least)
-            and max(self.reference.rms, self.device.rms) <= CLOSE * noise
-            and max(self.error.largest, self.reference.largest, self.device.largest) <= CLOSE * noise_max
+            self.error.rms <= min(close * noise, SURE * least)
+            and max(self.reference.rms, self.device.rms) <= close * noise
+            and max(self.error.largest, self.reference.largest, self.device.largest) <= close * noise_max
             and 4 * self.yardstick.rms >= self.ours.rms  # some that are zero tell nothing of the others
         )
 
@@ -328,24 +357,28 @@ class _Sums:
         """Take in one block of ref and d32, the first of whose elements has the index `start`; gives whether all is
         finite.
         """
-        errors, ours = _Errors.of(torch.sub(d, r, out=self.room[: d.numel()])), _Values.of(d)
-        theirs = _Values.of(r) if errors.largest else ours
-        if errors.largest > self.error.largest:
-            self.equal, self.worst = False, (start, r, d)
-        self.error.add(errors)
-        self.ours.add(ours)
-        self.theirs.add(theirs)
-        return math.isfinite(errors.largest + ours.largest + theirs.largest)
+        difference, before = torch.sub(d, r, out=self.room[: d.numel()]), self.error.largest
+        error = self.error.take(difference)
+        if error:
+            self.equal = False
+            self._part()
+        largest = self.ours.take(d) + (self.theirs.take(r) if self.theirs is not self.ours else 0.0)
+        if error > before:
+            at = int(difference.abs_().numpy().argmax())
+            self.worst = start + at, float(r[at])
+        return math.isfinite(error + largest)
+
+    def _part(self) -> None:
+        """From here on ours and theirs differ."""
+        if self.theirs is self.ours:
+            self.theirs = replace(self.ours)
 
     def at_worst(self) -> tuple[int, float]:
         """Index of the largest error and how many steps of float32 it is; 0 where there is none."""
         if self.worst is None:
             return 0, 0.0
-        start, r, d = self.worst
-        error = torch.sub(d, r, out=self.room[: d.numel()]).abs_().numpy()
-        if not math.isfinite(error[at := int(error.argmax())]):
-            at = int(np.nan_to_num(error, nan=0.0, posinf=0.0).argmax())
-        return start + at, self.error.largest / self._step(abs(float(r[at]))) * 2.0**23
+        at, ref = self.worst
+        return at, self.error.largest / self._step(abs(ref)) * 2.0**23
 
     def add_closely(self, r: Tensor, y64: Tensor, c: Tensor, d: Tensor) -> bool:
         """Take in values that are compared in float64; gives whether all is finite. `add` comes before.
@@ -356,23 +389,23 @@ class _Sums:
             return True
         error = d - r
         yard = c.double().sub_(y64).float()
-        noise, yardstick = _Errors.of(yard), _Errors.of(c)
-        self.near.add(_Errors.of(error))
+        self.near.take(error)
+        noise = _Errors()
+        largest = noise.take(yard) + self.yardstick.take(c)
+        self.yard.add(noise.n, noise.square, noise.largest)
         if c is d or torch.equal(c, d):
-            self.device.add(noise)
-            self.reference.add(_Errors.of(yard.sub_(error)))
+            self.device.add(noise.n, noise.square, noise.largest)
+            self.reference.take(yard.sub_(error))
         else:
             device = d.double().sub_(y64).float()
-            self.device.add(_Errors.of(device))
-            self.reference.add(_Errors.of(device.sub_(error)))
-        self.yard.add(noise)
-        self.yardstick.add(yardstick)
+            self.device.take(device)
+            self.reference.take(device.sub_(error))
         if not self.equal:
             # Without its sign and its fraction a number is a power of two.
             steps = (r.numpy().view(np.int32) & 0x7F800000).view(np.float32)
             np.maximum(steps, self._step(0.0), out=steps)
             self.ulp = max(self.ulp, float((np.abs(error.numpy()) / steps).max()) * 2.0**23)
-        return math.isfinite(noise.largest + yardstick.largest)
+        return math.isfinite(largest)
 
     def _step(self, value: float) -> float:
         """2^23 steps of float32 at a value, or at rms(ref) where that is larger."""
@@ -394,13 +427,15 @@ class _Sums:
         agrees = (_same(r, y) | _same(r, c)) & (_same(d, y) | _same(d, c) | _same(d, r))
         self.equal &= bool(_same(r, d).all())
         self.strange += int((~keep & ~agrees).sum())
+        self._part()
         for side, x in ((self.theirs, r), (self.ours, d)):
             side.nan, side.inf = side.nan + int(x.isnan().sum()), side.inf + int(x.isinf().sum())
         if keep.any():
-            before = self.error.largest
+            before = self.worst
             self.add(start, r[keep], d[keep])
-            if self.error.largest > before:
-                self.worst = (start, r, d)
+            if self.worst is not before and self.worst is not None:
+                at, ref = self.worst
+                self.worst = start + int(keep.nonzero()[at - start]), ref
             self.add_closely(r[keep], y64[keep], c[keep], d[keep])
 
 

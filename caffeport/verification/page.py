@@ -71,9 +71,12 @@ def _ratio(row: LayerResult) -> float:
     return row.judgement.ratio if row.judgement and not row.judgement.strange else math.inf
 
 
+def _at_most(row: LayerResult) -> str:
+    return "≤ " if row.judgement and row.judgement.bound else ""
+
+
 def _badness(row: LayerResult) -> float:
-    judgement = row.judgement
-    return max(judgement.ratio, judgement.ratio_max / 2, math.inf if judgement.strange else 0.0) if judgement else 0.0
+    return row.judgement.badness if row.judgement else 0.0
 
 
 # ---- charts: places are shares of the plot, in percent from the left and from the top
@@ -129,7 +132,7 @@ def ratio_chart(report: Report) -> Chart:
             round(100 * i / last, 2),
             scale.at(_ratio(row)),
             _local_state(report, row),
-            f"{shown(row.layer)}: {row.problem or number(_ratio(row))}",
+            f"{shown(row.layer)}: {row.problem or _at_most(row) + number(_ratio(row))}",
         )
         for i, row in rows
     ]

@@ -25,7 +25,7 @@ class Gallery:
 
     def show(self, layer: str, top: str, judgement: Judgement, ours: Tensor, ref: Tensor) -> None:
         """Take a picture if the layer is among the worst."""
-        worst = max(judgement.ratio, judgement.ratio_max / 2, float("inf") if judgement.strange else 0.0)
+        worst = judgement.badness
         if len(self.pictures) >= WORST:
             least = min(self.pictures, key=lambda key: self.pictures[key][0])
             if self.pictures[least][0] >= worst:
@@ -82,4 +82,4 @@ def _map(error: Tensor) -> tuple[tuple[float, ...], ...]:
 
 def _short(shown: Picture) -> Picture:
     """With three digits of the errors, which is what can be seen."""
-    return replace(shown, error=tuple(tuple(float(f"{v:.3g}") for v in line) for line in shown.error))
+    return replace(shown, error=tuple(tuple(map(float, map("{:.3g}".format, line))) for line in shown.error))

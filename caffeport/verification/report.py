@@ -335,7 +335,12 @@ def _judgement(value: dict[str, Any] | None) -> Judgement | None:
     if value is None:
         return None
     moments: dict[str, Any] = {side: _moments(value[side]) for side in ("ours", "theirs")}
-    whole: dict[str, Any] = {"equal": bool(value["equal"]), "strange": int(value["strange"]), "at": tuple(value["at"])}
+    whole: dict[str, Any] = {
+        "equal": bool(value["equal"]),
+        "strange": int(value["strange"]),
+        "at": tuple(value["at"]),
+        "bound": bool(value.get("bound")),  # which reports of version 0.1 lack
+    }
     rest: dict[str, Any] = {key: float(item) for key, item in value.items() if key not in (*moments, *whole)}
     return Judgement(**rest, **whole, **moments)
 

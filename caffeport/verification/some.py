@@ -17,7 +17,7 @@ from ..modules.normalization import Scale
 
 SHARE = 8  # one channel in so many, of every second item
 LEAST_CHANNELS = 4
-LEAST_VALUES = 1 << 12  # that tell how a layer errs
+LEAST_VALUES = 1 << 11  # that tell how a layer errs
 PROBED = 16  # values of each channel that tell how loud it is
 ALL_BOTTOMS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # an output channel is made of all channels of the bottom
 ITS_OWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, Scale, Sum, Product)  # and here of one
@@ -40,6 +40,8 @@ def _taken(x: Tensor, places: Array, axis: int) -> Tensor:
     """Some of a tensor along an axis, on the CPU. NumPy takes them without waking threads."""
     if len(places) == x.shape[axis]:
         return x
+    if len(places) == 1:
+        return x.narrow(axis, int(places[0]), 1)
     x = x.detach().cpu()
     return torch.from_numpy((x.float() if x.dtype == torch.bfloat16 else x).numpy().take(places, axis))
 

@@ -1,10 +1,15 @@
 """Some channels instead of all: they are the same numbers, and what lies outside of them is found all the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import caffeport
@@ -13,8 +18,8 @@ from caffeport.modules.normalization import Scale
 from caffeport.network import Network
 from caffeport.verification import Limits, compare
 from caffeport.verification.judge import Judgement, judge, judge_by_some
-from caffeport.verification.some import how_many, some_of
-from tests.verification.nets import pictures, recorded
+from caffeport.verification.some import ITS_OWN, how_many, some_of
+from tests.verification.nets import pictures, recorded, recorded_in_float64
 
 SHAPE = (3, 64, 24, 20)
 
@@ -32,7 +37,7 @@ layer { name: "conv3" type: "Convolution" bottom: "relu" top: "conv3" convolutio
         num_output: 64 kernel_size: 1 weight_filler { type: "gaussian" std: 0.1 } } }
 layer { name: "sum" type: "Eltwise" bottom: "conv3" bottom: "relu" top: "sum" }
 """
-SAMPLED = ("conv2", "norm", "scale", "conv3", "sum")
+SAMPLED = ("conv1", "conv2", "norm", "scale", "conv3", "sum")
 
 
 def net() -> Network:
@@ -41,6 +46,16 @@ def net() -> Network:
     norm.running_mean.normal_(generator=torch.Generator().manual_seed(1))
     norm.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
     return network
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def drawn(*shape: int) -> Tensor:
@@ -112,28 +127,96 @@ def test_channels_are_of_all_loudnesses(unit: float) -> None:
     assert list(part.channels) == list(range(4, 64, 8))
 
 
-def test_all_values_are_compared_only_where_some_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is computed in float64: "some" or "whole" of a layer, in the order in which it was asked for."""
     asked: list[str] = []
     original = compare.judge_by_some
 
-    def watched(ref: Tensor, d32: Tensor, some: object, whole: object, *rest: float) -> object:
-        def noted() -> object:
-            asked.append("whole")
-            return whole()  # type: ignore[operator]
+    def watched(ref: Tensor, d32: Tensor, some: Any, whole: Any, *rest: Any) -> Judgement:
+        def noted(what: str, function: Any) -> Any:
+            asked.append(what)
+            return function()
 
-        asked.append("some")
-        return original(ref, d32, some, noted, *rest)  # type: ignore[arg-type]
+        return original(ref, d32, partial(noted, "some", some), partial(noted, "whole", whole), *rest)
 
     monkeypatch.setattr(compare, "judge_by_some", watched)
+    return asked
+
+
+def test_all_values_are_compared_only_where_some_are_not_enough(asked: list[str]) -> None:
     network = net()
     reference = recorded(network, pictures(network))
-    assert caffeport.verify(network, reference).passed
-    assert asked == ["some"] * len(SAMPLED)
-    asked.clear()
     reference["conv3::conv3"][0, 7, 3, 3] *= 1.01
     report = caffeport.verify(network, reference)
     assert report.first_failure == "conv3"
     assert asked.count("whole") == 2  # conv3, and the sum that reads what it wrote
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_difference_that_cannot_fail_needs_no_float64(
+    asked: list[str], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = net()
+    right = recorded_in_float64(network, pictures(network))
+    with on_threads(threads):
+        report = caffeport.verify(network, right)
+        assert report.passed
+        bounds = {row.layer for row in report.layers if row.judgement and row.judgement.bound}
+        assert bounds >= {"norm", "scale", "sum"}
+        assert asked == ["some"] * (len(SAMPLED) - len(bounds))
+        monkeypatch.setattr(compare, "CLOSE", 0.0)
+        exact = caffeport.verify(network, right)
+    for row, full in zip(report.layers, exact.layers, strict=True):
+        assert row.judgement and full.judgement and not full.judgement.bound
+        if row.judgement.bound:
+            assert row.judgement.reference >= full.judgement.reference
+            assert row.judgement.reference_max >= full.judgement.reference_max
+            assert full.judgement.device <= 1
+
+
+def test_a_bound_fails_under_no_limits_under_which_the_ratio_passes() -> None:
+    network = net()
+    reference = recorded_in_float64(network, pictures(network))
+    rows = caffeport.verify(network, reference, limits=Limits(1.9, 3.0)).layers
+    assert all(row.agrees(Limits(1.9, 3.0)) for row in rows)
+    assert not any(row.judgement and row.judgement.bound and row.judgement.ratio > 1.9 for row in rows)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 1000), st.floats(0, 4), st.floats(-3, 3))
+def test_bounds_are_not_below_the_ratios(seed: int, steps: float, spread: float) -> None:
+    """ref and c32 are y64 rounded, and moved by some rounding errors more."""
+    g = torch.Generator().manual_seed(seed)
+    y64 = torch.randn(300, dtype=torch.float64, generator=g) * 10 ** (spread * torch.randn(300, generator=g))
+    ref, c32 = ((y64 * (1 + steps * 2.0**-25 * torch.randn(300, generator=g))).float() for _ in range(2))
+    full = judge(ref, y64, c32, c32)
+    found = judge_by_some(ref, c32, lambda: (ref, y64, c32, c32), lambda: (y64, c32), close=1e9, same=True)
+    assert found.bound
+    for name in ("reference", "device", "reference_max", "device_max"):
+        assert getattr(found, name) >= getattr(full, name) * (1 - 1e-6), name
+
+
+@pytest.mark.parametrize(
+    "own, bottoms",
+    [
+        (nn.BatchNorm2d(33), [torch.randn(3, 33, 37, 41)]),
+        (Scale((33,), 2, bias=True), [torch.randn(3, 33, 37, 41)]),
+        (Sum((1.0, -0.7)), [torch.randn(3, 33, 37, 41), torch.randn(3, 33, 37, 41)]),
+        (Product(), [torch.randn(3, 33, 37, 41), torch.randn(3, 33, 37, 41)]),
+    ],
+)
+def test_what_sums_up_nothing_gives_the_same_on_any_number_of_threads(own: nn.Module, bottoms: list[Tensor]) -> None:
+    assert type(own) in ITS_OWN
+    for tensor in own.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.3, 3)
+    found = []
+    for threads in (1, 2, 3):
+        with on_threads(threads), torch.no_grad():
+            found.append(own.eval()(*bottoms))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -142,15 +225,12 @@ def test_a_wrong_channel_is_found_wherever_it_is(layer: str, threads: int) -> No
     """One channel of one item."""
     network = net()
     right = recorded(network, pictures(network))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for item, channel in ((0, 0), (1, 40), (2, 63)):
+    last = right[f"{layer}::{layer}"].shape[1] - 1
+    with on_threads(threads):
+        for item, channel in ((0, 0), (1, last * 2 // 3), (2, last)):
             reference = {key: array.copy() for key, array in right.items()}
             reference[f"{layer}::{layer}"][item, channel] *= 1.001
             assert caffeport.verify(network, reference, fail_fast=True).first_failure == layer
-    finally:
-        torch.set_num_threads(before)
 
 
 class TestOneOfSixtyFour:

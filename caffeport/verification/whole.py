@@ -1,0 +1,260 @@
+"""Runs the whole net from its inputs: in float64, in float32 on the CPU, and as the user runs it.
+
+A value is compared with the reference by a few of its numbers, which are all that is kept of it. Calls are those of
+`Network.forward`, so that BatchNorm and its Scale are one: between them there is nothing to compare.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..graph import Operand, Step, Value
+from ..layers import Shape
+from ..layers.base import Array
+from ..network import Network
+from ..plan import Run, converted, plan, see
+from .arithmetic import CPU, Arithmetic, in_float64
+from .judge import Growth, growth, seen
+from .noise import FEW, brought, least_noise, relative_noise
+from .reference import Stored
+from .yardstick import as_caffe
+
+Values = dict[Value, Tensor]
+Outputs = dict[str, Tensor]
+Slots = list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Of one value: its shape, some of its numbers on both roads, and its least relative noise."""
+
+    shape: tuple[int, ...]
+    y64: Array
+    c32: Array
+    noise: float
+
+
+class _Modules(dict[str, nn.Module]):
+    """The net's modules by name, each made when a call asks for it. Cleared after the call, so that the weights are
+    never there a second time as a whole.
+    """
+
+    def __init__(self, make: Callable[[str], nn.Module]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, name: str) -> nn.Module:
+        self[name] = module = self.make(name)
+        return module
+
+
+class Whole:
+    """What the net makes of its inputs, call by call.
+
+    ours    whether it is also run as the user runs it: the network and what is under test are float32 on the CPU
+    failed  whether a layer could not run; nothing is run after it
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        inputs: Values,
+        stored: Mapping[Value, Stored],
+        shapes: Mapping[Value, Shape],
+        tested: Arithmetic,
+    ) -> None:
+        graph = network.graph
+        self.network = network
+        self.inputs = inputs
+        self.stored = stored
+        self.shapes = shapes
+        numbers = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
+        self.ours = tested.usual and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in numbers)
+        self.failed = False
+        self.y64: Slots = [None] * graph.slots
+        self.c32, self.d32 = list(self.y64), list(self.y64)
+        for value, x in inputs.items():
+            self.y64[value.slot], self.c32[value.slot], self.d32[value.slot] = x.double(), x, x
+        tied = {*network._views, *(view.layer for views in network._views.values() for view in views.values())}
+        self.tied = {network.names[key] for key in tied}
+        self.steps = {network.names[step.key]: step for step in graph.steps}
+        self.in_float64, self.in_float32 = _Modules(self._in_float64), _Modules(self._in_float32)
+        self.kept: dict[Value, _Kept] = {}
+        self.carried: dict[Value, float] = {}  # least relative noise
+        self.untold: set[Value] = set()  # what no stored value has a part in
+        told_norms: set[Value] = set()
+        for step in graph.steps:
+            if all(value in inputs or value in self.untold for value in step.reads):
+                self.untold.update(top for top in step.tops if top not in stored)
+            elif step.layer.spec.type == "BatchNorm":
+                told_norms.update(step.tops)
+        self.calls = iter(plan(graph, network.names, network._views, stored.keys() - told_norms))
+        self.run: set[str] = set()  # layers
+        self.lent = {
+            step.key for step in graph.steps if self.gives(step)
+        }  # layers, not run yet, whose values others use
+
+    def advance(self, step: Step) -> None:
+        """Run the call in which the layer is, that of the layer before having been run; all that are left where nobody
+        asks for their values, since one after the other is quicker.
+        """
+        if self.failed or step.key in self.run:
+            return
+        try:
+            for run, steps, free in self.calls:
+                asked = bool(self.lent)
+                self._call(run, steps, free)
+                if asked:
+                    break
+        except (RuntimeError, ValueError, IndexError, InputError):  # it is told where the layer runs alone
+            self.failed = True
+
+    def gives(self, step: Step) -> bool:
+        """Whether the layer, which has been run, is part of a segment that begins at the inputs, so that its values
+        alone are those of the whole net.
+        """
+        return (
+            self.ours
+            and not self.failed
+            and all(value in self.inputs or value in self.untold for value in step.reads)
+            and any(value in self.untold for value in (*step.reads, *step.tops))
+        )
+
+    def of(self, top: Value) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Its value in float64, in float32 and as the user gets it; None between two layers that are one call."""
+        y64, c32, d32 = (lane[top.slot] for lane in (self.y64, self.c32, self.d32))
+        return None if y64 is None or c32 is None or d32 is None else (y64, c32, d32)
+
+    def noise(self, top: Value) -> float:
+        """The least relative noise of a stored top, whatever c32 happens to show."""
+        return self.kept[top].noise
+
+    def growth(self, step: Step, top: Value, ref: Tensor) -> Growth | None:
+        """How far the reference is from this top when the net runs from its inputs; None where it did not run."""
+        kept = self.kept.pop(top, None)
+        if kept is None or kept.shape != tuple(ref.shape):
+            return None
+        return growth(seen(ref), kept.y64, kept.c32, step.layer.noise_floor, kept.noise)
+
+    def outputs(self) -> tuple[Outputs, Outputs, Outputs | None]:
+        """Of the net, at the end: in float64, in float32, and as the user gets them; empty where a layer failed."""
+        blobs = {} if self.failed else {name: self.network.graph.blobs[name] for name in self.network.outputs}
+        y64, c32, d32 = (
+            {name: see(operand, lane) for name, operand in blobs.items()} for lane in (self.y64, self.c32, self.d32)
+        )
+        return y64, c32, d32 if self.ours else None
+
+    def _in_float64(self, name: str) -> nn.Module:
+        return in_float64(self.network.get_submodule(name), name in self.tied)
+
+    def _in_float32(self, name: str) -> nn.Module:
+        """On the CPU, as Caffe computes it where that errs more than ours."""
+        own, step = self.network.get_submodule(name), self.steps.get(name)
+        return (step and as_caffe(step, own)) or (own if self.ours else converted(own, torch.float32, CPU))
+
+    def _call(self, run: Run, steps: Sequence[Step], free: Sequence[int]) -> None:
+        fed = self._fed(steps)
+        run(self.in_float64, self.y64)
+        run(self.in_float32, self.c32)
+        if self.ours:
+            self._run_ours(run, steps)
+        for step in steps:
+            self.run.add(step.key)
+            self.lent.discard(step.key)
+            for top in step.tops:
+                self._keep(step, top, run, fed)
+        for modules in (self.in_float64, self.in_float32):
+            modules.clear()
+        for lane in (self.y64, self.c32, self.d32):
+            for slot in free:
+                lane[slot] = None
+
+    def _run_ours(self, run: Run, steps: Sequence[Step]) -> None:
+        """The call as the user runs it, which has been made already where it is that of `in_float32`."""
+        modules: dict[str, Any] = self.network._modules
+        same = all(module is modules[name] for name, module in self.in_float32.items())
+        if not same or any(self.c32[value.slot] is not self.d32[value.slot] for value in steps[0].reads):
+            run(modules, self.d32)
+            return
+        for step in steps:
+            for top in step.tops:
+                self.d32[top.slot] = self.c32[top.slot]
+
+    def _fed(self, steps: Sequence[Step]) -> dict[Value, tuple[Tensor, float]]:
+        """What a call reads, in float64, with its relative noise; nothing where its tops have enough values to tell
+        their own.
+        """
+        tops = [top for step in steps for top in step.tops if top in self.stored]
+        if all(prod(n or 0 for n in self.shapes[top]) >= FEW for top in tops):
+            return {}
+        fed = {}
+        for value in dict.fromkeys(steps[0].reads):
+            y64, c32 = self.y64[value.slot], self.c32[value.slot]
+            if y64 is not None and c32 is not None:
+                noise = 0.0 if value in self.inputs else max(relative_noise(y64, c32), self.carried.get(value, 0.0))
+                fed[value] = y64.clone(), noise  # the call may write over it
+        return fed
+
+    def _keep(self, step: Step, top: Value, run: Run, fed: Mapping[Value, tuple[Tensor, float]]) -> None:
+        at, y64, c32 = self.stored.get(top), self.y64[top.slot], self.c32[top.slot]
+        if at is None or y64 is None or c32 is None:
+            return
+        noise = least_noise(step, self.shapes)
+        if fed and y64.numel() < FEW:
+
+            def again(bottoms: list[Tensor]) -> Tensor:
+                values = list(self.y64)
+                for value, x in zip(fed, bottoms, strict=True):
+                    values[value.slot] = x
+                run(self.in_float64, values)
+                found = values[top.slot]
+                assert found is not None
+                return found
+
+            noise = max(noise, brought(again, [x for x, _ in fed.values()], [n for _, n in fed.values()], y64))
+        self.carried[top] = noise
+        if at.items is not None:
+            y64, c32 = y64[: at.items], c32[: at.items]
+        self.kept[top] = _Kept(tuple(y64.shape), seen(y64), seen(c32), noise)
+
+
+def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[str, Tensor]:
+    """The net's outputs, run from its inputs in one arithmetic, a layer at a time."""
+    values = dict(inputs)
+    last = last_use(network)
+    with torch.no_grad():
+        for index, step in enumerate(network.graph.steps):
+            bottoms = [_seen_by(operand, values) for operand in step.bottoms]
+            values |= zip(step.tops, arithmetic.run(network, step, bottoms), strict=False)
+            for value in last.get(index, ()):
+                values.pop(value, None)
+    return {name: _seen_by(network.graph.blobs[name], values).cpu() for name in network.graph.outputs}
+
+
+def _seen_by(operand: Operand, lane: Values) -> Tensor:
+    x = lane[operand.value]
+    return x if operand.like is None else x.reshape(lane[operand.like].shape)
+
+
+def last_use(network: Network) -> dict[int, list[Value]]:
+    """For each step, by index, the values that nothing needs after it. What the outputs are made of is kept."""
+    graph = network.graph
+    last: dict[Value, int] = {}
+    for index, step in enumerate(graph.steps):
+        last |= dict.fromkeys(step.tops, index)
+        last |= dict.fromkeys(step.reads, index)
+    for name in graph.outputs:
+        for value in graph.blobs[name].values:
+            last.pop(value, None)
+    uses: dict[int, list[Value]] = {}
+    for value, index in last.items():
+        uses.setdefault(index, []).append(value)
+    return uses
+
+
+__all__ = ["Values", "Whole", "last_use", "run_whole"]
