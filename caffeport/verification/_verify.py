@@ -80,7 +80,7 @@ def verify(
         report = Report(
             network=network.graph.name or "(unnamed net)",
             reference=source.origin,
-            layers=tuple(gallery.hang(rows, limits)),
+            layers=tuple(gallery.hang(rows)),
             weights=tuple(weights),
             wiring=() if stopped else tuple(_wiring(network, source, stored)),
             notes=tuple(notes),

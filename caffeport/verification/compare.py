@@ -145,10 +145,7 @@ class Walk:
     def _take(self, step: Step, whole: Whole) -> None:
         """The layer's values are those of the whole net."""
         self._note_segment(step)
-        for top in step.tops:
-            values = whole.of(top)
-            if values is None:
-                continue
+        for top, values in whole.take(step).items():
             for lane, x in zip(self.local, values, strict=True):
                 lane[top] = x
             if values[1] is not values[2]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .judge import Judgement, Limits
+from .judge import Judgement
 from .report import LayerResult, Picture
 
 WORST = 6  # layers that get a picture
@@ -39,13 +39,16 @@ class Gallery:
             shown = picture(ours, ref)
         self.pictures[layer, top] = (worst, shown)
 
-    def hang(self, rows: Sequence[LayerResult], limits: Limits) -> list[LayerResult]:
+    def hang(self, rows: Sequence[LayerResult]) -> list[LayerResult]:
         """The rows with their pictures."""
         pictures = {
             key: _short(picture(*shown) if isinstance(shown, tuple) else shown)
             for key, (_, shown) in self.pictures.items()
         }
-        return [replace(row, picture=pictures.get((row.layer, row.top), row.picture)) for row in rows]
+        return [
+            replace(row, picture=pictures[row.layer, row.top]) if (row.layer, row.top) in pictures else row
+            for row in rows
+        ]
 
 
 def picture(ours: Tensor, ref: Tensor) -> Picture:
@@ -55,7 +58,7 @@ def picture(ours: Tensor, ref: Tensor) -> Picture:
     low = min((float(x.min()) for x in finite if x.numel()), default=0.0)
     high = max((float(x.max()) for x in finite if x.numel()), default=0.0)
     high = high if high > low else low + 1.0
-    counts = [tuple(int(n) for n in torch.histc(x, BINS, low, high)) if x.numel() else (0,) * BINS for x in finite]
+    counts = [tuple(map(int, torch.histc(x, BINS, low, high).tolist())) if x.numel() else (0,) * BINS for x in finite]
     error = (ours.float() - ref.float()).abs_()
     if not math.isfinite(float(error.sum())):
         error = error.nan_to_num(0.0, 0.0, 0.0)

@@ -15,7 +15,7 @@ from ..layers.base import Array
 from ..modules.elementwise import Product, Sum
 from ..modules.normalization import Scale
 
-SHARE = 8  # one channel in so many, of every second item
+SHARE = 16  # one channel in so many, of every second item
 LEAST_CHANNELS = 4
 LEAST_VALUES = 1 << 11  # that tell how a layer errs
 PROBED = 16  # values of each channel that tell how loud it is

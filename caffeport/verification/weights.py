@@ -10,7 +10,6 @@ import numpy as np
 from ..graph import Step
 from ..matching import stored_arrays
 from ..network import Network
-from ..store import sha256
 
 Array = np.ndarray[Any, Any]
 
@@ -76,6 +75,8 @@ def check_weights(network: Network) -> list[LayerWeights]:
 
 def _check_hashes(network: Network) -> list[LayerWeights]:
     """The tensors beside the hashes that were written when the folder was converted. `blobs` are the tensors then."""
+    from ..store import sha256  # which takes 10 ms to import, and is there already where a folder was loaded
+
     checked = []
     for step in network.graph.steps:
         module = network.names[step.key]

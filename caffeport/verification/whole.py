@@ -27,6 +27,7 @@ from .yardstick import as_caffe
 Values = dict[Value, Tensor]
 Outputs = dict[str, Tensor]
 Slots = list[Tensor | None]
+Lanes = tuple[Tensor, Tensor, Tensor]  # in float64, in float32, as the user gets it
 
 
 @dataclass(frozen=True)
@@ -86,28 +87,31 @@ class Whole:
         self.in_float64, self.in_float32 = _Modules(self._in_float64), _Modules(self._in_float32)
         self.kept: dict[Value, _Kept] = {}
         self.carried: dict[Value, float] = {}  # least relative noise
-        self.untold: set[Value] = set()  # what no stored value has a part in
-        told_norms: set[Value] = set()
-        for step in graph.steps:
-            if all(value in inputs or value in self.untold for value in step.reads):
-                self.untold.update(top for top in step.tops if top not in stored)
-            elif step.layer.spec.type == "BatchNorm":
-                told_norms.update(step.tops)
-        self.calls = iter(plan(graph, network.names, network._views, stored.keys() - told_norms))
-        self.run: set[str] = set()  # layers
-        self.lent = {
-            step.key for step in graph.steps if self.gives(step)
-        }  # layers, not run yet, whose values others use
+        self.done: set[str] = set()  # layers that have been run
+        untold = _untold(network, inputs, stored)
+        self.lent: dict[str, dict[Value, Lanes]] = {  # for layers that `gives` tells of: their tops once they have run
+            step.key: {}
+            for step in graph.steps
+            if self.ours
+            and all(value in inputs or value in untold for value in step.reads)
+            and any(value in untold for value in (*step.reads, *step.tops))
+        }
+        self.waiting = len(self.lent)
+        # Nobody asks for a BatchNorm before its Scale, but as the end of such a segment.
+        norms = {
+            step.tops[0] for step in graph.steps if step.layer.spec.type == "BatchNorm" and step.key not in self.lent
+        }
+        self.calls = iter(plan(graph, network.names, network._views, stored.keys() - norms))
 
     def advance(self, step: Step) -> None:
         """Run the call in which the layer is, that of the layer before having been run; all that are left where nobody
         asks for their values, since one after the other is quicker.
         """
-        if self.failed or step.key in self.run:
+        if self.failed or step.key in self.done:
             return
         try:
             for run, steps, free in self.calls:
-                asked = bool(self.lent)
+                asked = self.waiting
                 self._call(run, steps, free)
                 if asked:
                     break
@@ -115,20 +119,15 @@ class Whole:
             self.failed = True
 
     def gives(self, step: Step) -> bool:
-        """Whether the layer, which has been run, is part of a segment that begins at the inputs, so that its values
-        alone are those of the whole net.
+        """Whether the layer, for which `advance` was called, is part of a segment that begins at the inputs, so that
+        its values there are those of the whole net.
         """
-        return (
-            self.ours
-            and not self.failed
-            and all(value in self.inputs or value in self.untold for value in step.reads)
-            and any(value in self.untold for value in (*step.reads, *step.tops))
-        )
+        return step.key in self.lent and step.key in self.done
 
-    def of(self, top: Value) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Its value in float64, in float32 and as the user gets it; None between two layers that are one call."""
-        y64, c32, d32 = (lane[top.slot] for lane in (self.y64, self.c32, self.d32))
-        return None if y64 is None or c32 is None or d32 is None else (y64, c32, d32)
+    def take(self, step: Step) -> dict[Value, Lanes]:
+        """Its tops in float64, in float32 and as the user gets them; none between two layers that are one call."""
+        tops, self.lent[step.key] = self.lent[step.key], {}
+        return tops
 
     def noise(self, top: Value) -> float:
         """The least relative noise of a stored top, whatever c32 happens to show."""
@@ -164,10 +163,14 @@ class Whole:
         if self.ours:
             self._run_ours(run, steps)
         for step in steps:
-            self.run.add(step.key)
-            self.lent.discard(step.key)
             for top in step.tops:
-                self._keep(step, top, run, fed)
+                y64, c32, d32 = (lane[top.slot] for lane in (self.y64, self.c32, self.d32))
+                if y64 is not None and c32 is not None:
+                    self._keep(step, top, y64, c32, run, fed)
+                    if step.key in self.lent and d32 is not None:
+                        self.lent[step.key][top] = y64, c32, d32
+            self.waiting -= step.key in self.lent
+            self.done.add(step.key)
         for modules in (self.in_float64, self.in_float32):
             modules.clear()
         for lane in (self.y64, self.c32, self.d32):
@@ -200,9 +203,11 @@ class Whole:
                 fed[value] = y64.clone(), noise  # the call may write over it
         return fed
 
-    def _keep(self, step: Step, top: Value, run: Run, fed: Mapping[Value, tuple[Tensor, float]]) -> None:
-        at, y64, c32 = self.stored.get(top), self.y64[top.slot], self.c32[top.slot]
-        if at is None or y64 is None or c32 is None:
+    def _keep(
+        self, step: Step, top: Value, y64: Tensor, c32: Tensor, run: Run, fed: Mapping[Value, tuple[Tensor, float]]
+    ) -> None:
+        at = self.stored.get(top)
+        if at is None:
             return
         noise = least_noise(step, self.shapes)
         if fed and y64.numel() < FEW:
@@ -221,6 +226,15 @@ class Whole:
         if at.items is not None:
             y64, c32 = y64[: at.items], c32[: at.items]
         self.kept[top] = _Kept(tuple(y64.shape), seen(y64), seen(c32), noise)
+
+
+def _untold(network: Network, inputs: Values, stored: Mapping[Value, Stored]) -> set[Value]:
+    """Computed values in which no stored one has a part."""
+    untold: set[Value] = set()
+    for step in network.graph.steps:
+        if all(value in inputs or value in untold for value in step.reads):
+            untold.update(top for top in step.tops if top not in stored)
+    return untold
 
 
 def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[str, Tensor]:
