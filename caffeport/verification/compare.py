@@ -1,5 +1,4 @@
-"""Runs the net beside the reference, a layer at a time: each alone on the reference's own bottoms, and all from the
-input.
+"""Runs the net beside the reference, a layer at a time, each on the reference's own bottoms.
 
 Where the reference lacks a bottom, the layers from the nearest stored values on are run and judged as one segment.
 Values are dropped after their last reader, so memory holds a few layers' blobs and no more.
@@ -49,7 +48,8 @@ class Walk:
     """One walk through the net.
 
     local  values computed from the reference's own: in float64, in float32 on one thread, and in the arithmetic under
-           test; of the first two only as much as the judge needs, where nobody else reads them
+           test; of the first two only as much as the judge needs, where nobody else reads them. Those of a segment
+           that begins at the inputs are `whole`'s, whose float32 runs on the caller's threads
     whole  what the net makes of its inputs alone; None to do without
     """
 

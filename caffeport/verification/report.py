@@ -47,6 +47,8 @@ class LayerResult:
     fault     a known fault of the reference's source that a difference is put down to
     exact     alone, the layer must agree bit for bit
     items     how many of the batch the reference holds, where not all
+    growth    beside the whole net run from its inputs; None where that did not run, and for a BatchNorm before its
+              Scale, which are one call there
     bottoms   layers that it reads
     """
 
@@ -339,7 +341,7 @@ def _judgement(value: dict[str, Any] | None) -> Judgement | None:
         "equal": bool(value["equal"]),
         "strange": int(value["strange"]),
         "at": tuple(value["at"]),
-        "bound": bool(value.get("bound")),  # which reports of version 0.1 lack
+        "bound": bool(value["bound"]),
     }
     rest: dict[str, Any] = {key: float(item) for key, item in value.items() if key not in (*moments, *whole)}
     return Judgement(**rest, **whole, **moments)
