@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -86,6 +86,12 @@ def apply(
 def converted(module: nn.Module, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
     """The module with its numbers in `dtype` on `device`: a copy, or the module itself where they are so already."""
 
+    def moved(tensor: Tensor | None) -> Any:
+        if tensor is None:
+            return None
+        new = tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
+        return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
+
     device = torch.device(device)
     leaf = not module._modules
     tensors = (
@@ -95,13 +101,11 @@ def converted(module: nn.Module, dtype: torch.dtype, device: str | torch.device)
     )
     if all((t.dtype == dtype or not t.is_floating_point()) and t.device == device for t in tensors):
         return module
-    moved = {id(t): t.detach().to(device, dtype if t.is_floating_point() else None) for t in tensors}
     if not leaf:
-        parameters = {id(t): nn.Parameter(moved[id(t)], requires_grad=False) for t in module.parameters()}
-        return deepcopy(module, {**moved, **parameters})
+        return deepcopy(module, {id(tensor): moved(tensor) for tensor in tensors})
     new = copy(module)  # several times as fast as deepcopy
-    new._parameters = {name: t if t is None else moved[id(t)] for name, t in module._parameters.items()}  # type: ignore[misc]
-    new._buffers = {name: t if t is None else moved[id(t)] for name, t in module._buffers.items()}
+    new._parameters = {name: moved(tensor) for name, tensor in module._parameters.items()}
+    new._buffers = {name: moved(tensor) for name, tensor in module._buffers.items()}
     return new
 
 

@@ -10,6 +10,11 @@ Sizes = tuple[int, ...]
 LOWEST = -3.4028234663852886e38  # -FLT_MAX, where Caffe's maximum starts
 
 
+def _lowest(x: Tensor) -> float:
+    """-FLT_MAX, or -Inf where the type cannot hold it."""
+    return LOWEST if x.dtype in (torch.float32, torch.float64) else float("-inf")
+
+
 def padded(x: Tensor, kernel: Sizes, stride: Sizes, pad: Sizes, floor: bool, value: float) -> tuple[Tensor, list[int]]:
     """x padded so that all of Caffe's windows lie inside and no others do, and the number of windows of each axis."""
     axes = list(zip(x.shape[2:], kernel, stride, pad, strict=True))
@@ -22,7 +27,7 @@ def padded(x: Tensor, kernel: Sizes, stride: Sizes, pad: Sizes, floor: bool, val
 
 def max_pool(x: Tensor, kernel: Sizes, stride: Sizes, pad: Sizes, floor: bool = False) -> Tensor:
     """Largest value of each window; a window outside the image gives -FLT_MAX."""
-    x, _ = padded(x, kernel, stride, pad, floor, LOWEST if x.dtype in (torch.float32, torch.float64) else float("-inf"))
+    x, _ = padded(x, kernel, stride, pad, floor, _lowest(x))
     return (F.max_pool2d if len(kernel) == 2 else F.max_pool3d)(x, kernel, stride)
 
 
@@ -73,7 +78,7 @@ class MaxPoolMask(nn.Module):
             largest, index = F.max_pool2d(x, *window, ceil_mode=not self.floor, return_indices=True)
             return largest, index.to(x.dtype)
         height, width = x.shape[2:]
-        y, _ = padded(x, self.kernel, self.stride, self.padding, self.floor, LOWEST)
+        y, _ = padded(x, self.kernel, self.stride, self.padding, self.floor, _lowest(x))
         largest, index = F.max_pool2d(y, self.kernel, self.stride, return_indices=True)
         row = index.div(y.shape[3], rounding_mode="floor") - self.padding[0]
         column = index % y.shape[3] - self.padding[1]

@@ -16,7 +16,7 @@ from ..layers import Shape
 from ..network import Feed, Network
 from .arithmetic import Arithmetic, deterministic, under_test
 from .compare import Comparison, Walk
-from .judge import Growth, Limits, growth, seen
+from .judge import Growth, Limits, growth, sample
 from .picture import Gallery
 from .reference import Reference, Stored, match, unknown
 from .report import LayerResult, OutputResult, PrecisionResult, Report, agreement
@@ -77,6 +77,8 @@ def verify(
 
         Walk(network, source, stored, fed, shapes, arithmetics[0], gallery, whole, limits).run(add)
         stopped = len({row.layer for row in rows}) < len(network.graph.steps)
+        if whole is not None and whole.failed and not any(row.problem for row in rows):
+            notes.append(f"the net cannot be run from its inputs: {whole.failed}")
         report = Report(
             network=network.graph.name or "(unnamed net)",
             reference=source.origin,
@@ -214,7 +216,7 @@ def _outputs(
     """The net's outputs in each arithmetic beside float64; in the first beside the reference only, without `whole`."""
     if whole is None:
         ours = _run(network, fed, arithmetics[0])
-        return [_output(name, ours[name].float(), None, source) for name in network.outputs], []
+        return [_output(name, ours[name].float().cpu(), None, source) for name in network.outputs], []
     results: list[OutputResult] = []
     table: list[PrecisionResult] = []
     truth, yard, usual = whole.outputs()
@@ -223,10 +225,10 @@ def _outputs(
     for arithmetic in arithmetics:
         ours = usual if arithmetic.usual and usual is not None else _run(network, fed, arithmetic)
         for name, y64 in truth.items():
-            d32 = ours[name].float()
-            if d32.shape != y64.shape:
+            d32 = ours[name].float().cpu()
+            if not d32.shape == y64.shape == yard[name].shape:
                 continue
-            beside = growth(seen(d32), seen(y64), seen(yard[name]))
+            beside = growth(sample(d32), sample(y64), sample(yard[name]))
             error = d32.double().sub_(y64).abs_()
             classes = _classes(y64)
             top1 = None if classes is None else agreement(_classes(d32) or [], classes, 1)

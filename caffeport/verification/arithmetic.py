@@ -26,8 +26,7 @@ class Arithmetic:
 
     threads  of the CPU; None: as many as the caller had
     tf32     products of matrices and convolutions see 10 bits of each factor, as on NVIDIA's cards since Ampere;
-             elsewhere
-             the factors are rounded before the layer runs
+             elsewhere the factors are rounded before the layer runs
     caffe    layers are computed as Caffe does, where that errs more than ours
     """
 
@@ -47,7 +46,7 @@ class Arithmetic:
         self, network: Network, step: Step, bottoms: Sequence[Tensor], module: nn.Module | None = None
     ) -> tuple[Tensor, ...]:
         """The tops of one layer, in this arithmetic, where it computes them. `module` stands in for the layer's own."""
-        with self._set():
+        with self.set():
             if (
                 self.tf32
                 and self.device.type != "cuda"
@@ -62,7 +61,8 @@ class Arithmetic:
                 raise InputError(_too_large(step, bottoms, self.device)) from error
 
     @contextmanager
-    def _set(self) -> Iterator[None]:
+    def set(self) -> Iterator[None]:
+        """Its threads and its TF32, inside."""
         threads = torch.get_num_threads()
         if self.threads not in (None, threads):
             torch.set_num_threads(self.threads)

@@ -49,7 +49,7 @@ class Walk:
 
     local  values computed from the reference's own: in float64, in float32 on one thread, and in the arithmetic under
            test; of the first two only as much as the judge needs, where nobody else reads them. Those of a segment
-           that begins at the inputs are `whole`'s, whose float32 runs on the caller's threads
+           that begins at the inputs are `whole`'s
     whole  what the net makes of its inputs alone; None to do without
     """
 
@@ -130,6 +130,9 @@ class Walk:
             elif not (alone and self._compute_for_judge(step, lanes[0])):
                 self._compute(step, lanes)
         except (RuntimeError, ValueError, IndexError) as error:
+            if keep is not None:
+                self.lost |= dict.fromkeys(step.tops, "the reference holds fewer items than this layer needs")
+                return ""
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.lost |= dict.fromkeys(step.tops, f"layer {step.key!r} cannot run")
             return f"cannot run on the reference's bottoms: {message}"
@@ -237,11 +240,14 @@ class Walk:
         if d32.shape != ref.shape:
             row.problem = f"gives shape {text(tuple(d32.shape))}, the reference has {text(tuple(ref.shape))}"
             return
+        if any(x is not None and x.shape != ref.shape for x in (y64, c32)):
+            row.reason = "by a rounding error it has another number of rows in float64, so that its noise is not known"
+            return
         d32 = c32 if d32 is c32 else d32.cpu().float()
         if y64 is None or c32 is None:
             row.judgement = self._judge_by_channels(step, top, ref, d32)
         else:
-            row.judgement = judge(ref, y64, c32, d32, step.layer.noise_floor, self._noise(step, top))
+            row.judgement = judge(ref, y64, c32, d32, step.layer.noise_floor, self._noise(step, top), self.close)
         self.gallery.show(step.key, top.blob, row.judgement, d32, ref)
 
     def _judge_by_channels(self, step: Step, top: Value, ref: Tensor, d32: Tensor) -> Judgement:

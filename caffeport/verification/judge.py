@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..layers.base import Array
 
-SAMPLED = 1 << 10  # values that tell how the error grows from layer to layer
+SAMPLED = 1 << 11  # values that tell how the error grows from layer to layer
 LINE = 16  # of them lie side by side, as memory is read
 BLOCK = 1 << 18  # elements judged at a time, so that all intermediate arrays stay in the cache
 SHARE = 8  # one value in so many is compared in float64 where ours and the reference's are close
@@ -64,7 +64,8 @@ class Judgement:
     equal                      d32 and ref agree bit for bit (-0 and 0, and all NaN, count as equal)
     strange                    places where one is NaN or Inf and the other is not that same
     relative_l2, cosine        of d32 and ref; rms(d32 - ref) / rms(ref)
-    bound                      the ratios are upper bounds: d32 - ref alone is so small that they are certain to pass
+    bound                      the ratios are upper bounds, for the least noise that there can be: d32 - ref is so
+                               small that they are certain to pass
     largest_error, at          max |d32 - ref| and its index
     ulp                        largest |d32 - ref| in steps of float32 at ref, or at rms(ref) where that is larger, of
                                the largest errors and the values compared in float64
@@ -127,12 +128,19 @@ class Growth:
 
 
 def judge(
-    ref: Tensor, y64: Tensor, c32: Tensor, d32: Tensor, floor: float = 0.0, relative: float = HALF_STEP
+    ref: Tensor,
+    y64: Tensor,
+    c32: Tensor,
+    d32: Tensor,
+    floor: float = 0.0,
+    relative: float = HALF_STEP,
+    close: float = CLOSE,
 ) -> Judgement:
     """Compare arrays of one shape, all on the CPU.
 
     floor     an absolute difference that counts as noise
     relative  the same as a share of rms(y64)
+    close     a ratio up to which not all values have to be compared
     """
 
     def some() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -142,7 +150,7 @@ def judge(
         r, y, c, d = (torch.from_numpy(_spread(x.numpy(), CHUNK, SHARE)) for x in (ref, y64, c32, d32))
         return r, y, c, c if d32 is c32 else d
 
-    return judge_by_some(ref, d32, some, lambda: (y64, c32), floor, relative)
+    return judge_by_some(ref, d32, some, lambda: (y64, c32), floor, relative, close)
 
 
 def judge_by_some(
@@ -163,7 +171,6 @@ def judge_by_some(
 
     some   gives the same values of ref, y64, c32 and d32
     whole  gives y64 and c32
-    close  a ratio up to which not all have to be compared
     same   c32 is d32, so that d32 errs by the noise at most: with d32 - ref of a few times the least noise there can be
            nothing else is computed
     """
@@ -216,7 +223,7 @@ def _spread(x: Array, width: int, step: int) -> Array:
     return flat[: count * width * step].reshape(count, -1)[:, :width] if step > 1 and count else flat
 
 
-def seen(x: Tensor) -> Array:
+def sample(x: Tensor) -> Array:
     """A copy of the values that `growth` looks at: SAMPLED evenly spread ones of a large array."""
     # An odd step meets every column of a map, whose width is even more often than not.
     step = x.numel() // SAMPLED | 1 if x.numel() > 8 * SAMPLED else 1
@@ -224,7 +231,7 @@ def seen(x: Tensor) -> Array:
 
 
 def growth(ref: Array, y64: Array, c32: Array, floor: float = 0.0, relative: float = HALF_STEP) -> Growth:
-    """The end-to-end ratios, of finite values that were `seen`; floor and relative as in `judge`, c32 on any number of
+    """The end-to-end ratios, of the finite values of a `sample`; floor and relative as in `judge`, c32 on any number of
     threads.
     """
     with np.errstate(invalid="ignore"):

@@ -70,14 +70,17 @@ class LayerResult:
     picture: Picture | None = None
 
     def agrees(self, limits: Limits) -> bool | None:
-        """Whether the layer means what the reference means; None where that was not judged."""
+        """Whether the layer means what the reference means; None where that was not judged, and under limits so
+        narrow that a bound does not tell.
+        """
         if self.problem:
             return False
         if self.judgement is None:
             return None
         if self.exact and self.judged == "alone":
             return self.judgement.equal
-        return self.judgement.within(limits)
+        agrees = self.judgement.within(limits)
+        return None if self.judgement.bound and not agrees else agrees
 
     def grows_well(self, limits: Limits) -> bool | None:
         """Whether the value agrees when the whole net runs from its inputs."""
@@ -197,9 +200,13 @@ class Report:
 
     @property
     def needed(self) -> Limits:
-        """The least limits under which all that has a number would pass."""
+        """The least limits under which all that has a number would pass; a bound is none."""
         ratios = [
-            (r.ratio, r.ratio_max) for row in self.layers if not row.fault for r in (row.judgement, row.growth) if r
+            (r.ratio, r.ratio_max)
+            for row in self.layers
+            if not row.fault
+            for r in (row.judgement, row.growth)
+            if r and not (isinstance(r, Judgement) and r.bound)
         ]
         return Limits(max((r for r, _ in ratios), default=0.0), max((m for _, m in ratios), default=0.0))
 
@@ -341,7 +348,7 @@ def _judgement(value: dict[str, Any] | None) -> Judgement | None:
         "equal": bool(value["equal"]),
         "strange": int(value["strange"]),
         "at": tuple(value["at"]),
-        "bound": bool(value["bound"]),
+        "bound": bool(value.get("bound")),
     }
     rest: dict[str, Any] = {key: float(item) for key, item in value.items() if key not in (*moments, *whole)}
     return Judgement(**rest, **whole, **moments)

@@ -5,6 +5,7 @@ A value is compared with the reference by a few of its numbers, which are all th
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,8 +19,8 @@ from ..layers import Shape
 from ..layers.base import Array
 from ..network import Network
 from ..plan import Run, converted, plan, see
-from .arithmetic import CPU, Arithmetic, in_float64
-from .judge import Growth, growth, seen
+from .arithmetic import CPU, YARDSTICK, Arithmetic, in_float64
+from .judge import Growth, growth, sample
 from .noise import FEW, brought, least_noise, relative_noise
 from .reference import Stored
 from .yardstick import as_caffe
@@ -58,7 +59,7 @@ class Whole:
     """What the net makes of its inputs, call by call.
 
     ours    whether it is also run as the user runs it: the network and what is under test are float32 on the CPU
-    failed  whether a layer could not run; nothing is run after it
+    failed  why a layer could not run, or ""; nothing is run after it
     """
 
     def __init__(
@@ -74,34 +75,23 @@ class Whole:
         self.inputs = inputs
         self.stored = stored
         self.shapes = shapes
+        self.failed = ""
         numbers = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
         self.ours = tested.usual and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in numbers)
-        self.failed = False
         self.y64: Slots = [None] * graph.slots
         self.c32, self.d32 = list(self.y64), list(self.y64)
         for value, x in inputs.items():
             self.y64[value.slot], self.c32[value.slot], self.d32[value.slot] = x.double(), x, x
-        tied = {*network._views, *(view.layer for views in network._views.values() for view in views.values())}
-        self.tied = {network.names[key] for key in tied}
+        self.tied = _tied(network)
         self.steps = {network.names[step.key]: step for step in graph.steps}
         self.in_float64, self.in_float32 = _Modules(self._in_float64), _Modules(self._in_float32)
         self.kept: dict[Value, _Kept] = {}
         self.carried: dict[Value, float] = {}  # least relative noise
         self.done: set[str] = set()  # layers that have been run
-        untold = _untold(network, inputs, stored)
-        self.lent: dict[str, dict[Value, Lanes]] = {  # for layers that `gives` tells of: their tops once they have run
-            step.key: {}
-            for step in graph.steps
-            if self.ours
-            and all(value in inputs or value in untold for value in step.reads)
-            and any(value in untold for value in (*step.reads, *step.tops))
-        }
+        # For the layers that `gives` tells of: their tops, once they have run.
+        self.lent: dict[str, dict[Value, Lanes]] = {key: {} for key in _lent(network, inputs, stored) if self.ours}
         self.waiting = len(self.lent)
-        # Nobody asks for a BatchNorm before its Scale, but as the end of such a segment.
-        norms = {
-            step.tops[0] for step in graph.steps if step.layer.spec.type == "BatchNorm" and step.key not in self.lent
-        }
-        self.calls = iter(plan(graph, network.names, network._views, stored.keys() - norms))
+        self.calls = iter(plan(graph, network.names, network._views, self._looked_at()))
 
     def advance(self, step: Step) -> None:
         """Run the call in which the layer is, that of the layer before having been run; all that are left where nobody
@@ -115,8 +105,10 @@ class Whole:
                 self._call(run, steps, free)
                 if asked:
                     break
-        except (RuntimeError, ValueError, IndexError, InputError):  # it is told where the layer runs alone
-            self.failed = True
+        except (RuntimeError, ValueError, IndexError, InputError) as error:
+            self.failed = str(error).splitlines()[0] if str(error) else type(error).__name__
+            for lane in (self.y64, self.c32, self.d32):
+                lane.clear()
 
     def gives(self, step: Step) -> bool:
         """Whether the layer, for which `advance` was called, is part of a segment that begins at the inputs, so that
@@ -138,7 +130,7 @@ class Whole:
         kept = self.kept.pop(top, None)
         if kept is None or kept.shape != tuple(ref.shape):
             return None
-        return growth(seen(ref), kept.y64, kept.c32, step.layer.noise_floor, kept.noise)
+        return growth(sample(ref), kept.y64, kept.c32, step.layer.noise_floor, kept.noise)
 
     def outputs(self) -> tuple[Outputs, Outputs, Outputs | None]:
         """Of the net, at the end: in float64, in float32, and as the user gets them; empty where a layer failed."""
@@ -156,12 +148,22 @@ class Whole:
         own, step = self.network.get_submodule(name), self.steps.get(name)
         return (step and as_caffe(step, own)) or (own if self.ours else converted(own, torch.float32, CPU))
 
+    def _looked_at(self) -> set[Value]:
+        """Stored values, but for a BatchNorm that is one call with its Scale where that is stored too."""
+        steps = self.network.graph.steps
+        followed = {value for step in steps if all(top in self.stored for top in step.tops) for value in step.reads}
+        norms = {step.tops[0] for step in steps if step.layer.spec.type == "BatchNorm" and step.key not in self.lent}
+        return set(self.stored) - (norms & followed)
+
     def _call(self, run: Run, steps: Sequence[Step], free: Sequence[int]) -> None:
         fed = self._fed(steps)
         run(self.in_float64, self.y64)
-        run(self.in_float32, self.c32)
+        # What is lent is the yardstick of a segment, which never is what is under test.
+        lent = any(step.key in self.lent for step in steps)
+        with YARDSTICK.set() if lent else nullcontext():
+            run(self.in_float32, self.c32)
         if self.ours:
-            self._run_ours(run, steps)
+            self._run_ours(run, steps, shared=not lent or torch.get_num_threads() == 1)
         for step in steps:
             for top in step.tops:
                 y64, c32, d32 = (lane[top.slot] for lane in (self.y64, self.c32, self.d32))
@@ -177,11 +179,11 @@ class Whole:
             for slot in free:
                 lane[slot] = None
 
-    def _run_ours(self, run: Run, steps: Sequence[Step]) -> None:
+    def _run_ours(self, run: Run, steps: Sequence[Step], shared: bool) -> None:
         """The call as the user runs it, which has been made already where it is that of `in_float32`."""
         modules: dict[str, Any] = self.network._modules
-        same = all(module is modules[name] for name, module in self.in_float32.items())
-        if not same or any(self.c32[value.slot] is not self.d32[value.slot] for value in steps[0].reads):
+        shared &= all(module is modules[name] for name, module in self.in_float32.items())
+        if not shared or any(self.c32[value.slot] is not self.d32[value.slot] for value in steps[0].reads):
             run(modules, self.d32)
             return
         for step in steps:
@@ -189,8 +191,8 @@ class Whole:
                 self.d32[top.slot] = self.c32[top.slot]
 
     def _fed(self, steps: Sequence[Step]) -> dict[Value, tuple[Tensor, float]]:
-        """What a call reads, in float64, with its relative noise; nothing where its tops have enough values to tell
-        their own.
+        """What a call reads, in float64, with its relative noise, to run it again on drawn noise; nothing where its
+        tops have enough values to tell their own.
         """
         tops = [top for step in steps for top in step.tops if top in self.stored]
         if all(prod(n or 0 for n in self.shapes[top]) >= FEW for top in tops):
@@ -207,7 +209,7 @@ class Whole:
         self, step: Step, top: Value, y64: Tensor, c32: Tensor, run: Run, fed: Mapping[Value, tuple[Tensor, float]]
     ) -> None:
         at = self.stored.get(top)
-        if at is None:
+        if at is None or y64.shape != c32.shape:  # of as many rows as the numbers say
             return
         noise = least_noise(step, self.shapes)
         if fed and y64.numel() < FEW:
@@ -225,16 +227,27 @@ class Whole:
         self.carried[top] = noise
         if at.items is not None:
             y64, c32 = y64[: at.items], c32[: at.items]
-        self.kept[top] = _Kept(tuple(y64.shape), seen(y64), seen(c32), noise)
+        self.kept[top] = _Kept(tuple(y64.shape), sample(y64), sample(c32), noise)
 
 
-def _untold(network: Network, inputs: Values, stored: Mapping[Value, Stored]) -> set[Value]:
-    """Computed values in which no stored one has a part."""
-    untold: set[Value] = set()
+def _tied(network: Network) -> set[str]:
+    """Modules that share parameters under another shape."""
+    owners = {view.layer for views in network._views.values() for view in views.values()}
+    return {network.names[key] for key in {*network._views, *owners} if key in network.names}
+
+
+def _lent(network: Network, inputs: Values, stored: Mapping[Value, Stored]) -> list[str]:
+    """Layers of segments that begin at the inputs: no stored value has a part in what they read, and they are not
+    judged alone.
+    """
+    lent = []
+    untold: set[Value] = set()  # computed values in which no stored one has a part
     for step in network.graph.steps:
         if all(value in inputs or value in untold for value in step.reads):
             untold.update(top for top in step.tops if top not in stored)
-    return untold
+            if any(value in untold for value in (*step.reads, *step.tops)):
+                lent.append(step.key)
+    return lent
 
 
 def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[str, Tensor]:
@@ -243,14 +256,14 @@ def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[
     last = last_use(network)
     with torch.no_grad():
         for index, step in enumerate(network.graph.steps):
-            bottoms = [_seen_by(operand, values) for operand in step.bottoms]
+            bottoms = [_see(operand, values) for operand in step.bottoms]
             values |= zip(step.tops, arithmetic.run(network, step, bottoms), strict=False)
             for value in last.get(index, ()):
                 values.pop(value, None)
-    return {name: _seen_by(network.graph.blobs[name], values).cpu() for name in network.graph.outputs}
+    return {name: _see(network.graph.blobs[name], values).cpu() for name in network.graph.outputs}
 
 
-def _seen_by(operand: Operand, lane: Values) -> Tensor:
+def _see(operand: Operand, lane: Values) -> Tensor:
     x = lane[operand.value]
     return x if operand.like is None else x.reshape(lane[operand.like].shape)
 

@@ -1,6 +1,7 @@
 """Small nets for these tests, and references for them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -25,6 +26,16 @@ layer { name: "fc" type: "InnerProduct" bottom: "pool" top: "fc" inner_product_p
         weight_filler { type: "gaussian" std: 0.1 } bias_filler { type: "gaussian" std: 0.5 } } }
 layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 """
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def chain() -> Network:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caffeport.verification.judge import BLOCK, Limits, growth, judge, seen
+from caffeport.verification.judge import BLOCK, Limits, growth, judge, sample
 
 NOISE = 1e-7  # of the made-up float32 results, relative
 
@@ -130,7 +130,7 @@ class TestNotFinite:
     def test_all_of_them(self) -> None:
         ref = torch.full((3,), math.nan)
         assert judge(ref, ref.double(), ref, ref).within(Limits())
-        assert growth(*map(seen, (ref, ref.double(), ref))).within(Limits())
+        assert growth(*map(sample, (ref, ref.double(), ref))).within(Limits())
 
 
 def test_floors_count_as_noise() -> None:
@@ -143,7 +143,7 @@ def test_floors_count_as_noise() -> None:
 
 def test_growth_is_relative() -> None:
     ref, y64, c32 = arrays(error=1e-3)
-    found = growth(*map(seen, (ref, y64, c32)))
+    found = growth(*map(sample, (ref, y64, c32)))
     assert found.error == pytest.approx(1e-3, rel=0.01)
     assert found.noise == pytest.approx(NOISE, rel=0.1)
     assert found.ratio == pytest.approx(found.error / found.noise)

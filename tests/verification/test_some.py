@@ -1,7 +1,6 @@
 """Some channels instead of all: they are the same numbers, and what lies outside of them is found all the same."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from caffeport.network import Network
 from caffeport.verification import Limits, compare
 from caffeport.verification.judge import Judgement, judge, judge_by_some
 from caffeport.verification.some import ITS_OWN, how_many, some_of
-from tests.verification.nets import pictures, recorded, recorded_in_float64
+from tests.verification.nets import on_threads, pictures, recorded, recorded_in_float64
 
 SHAPE = (3, 64, 24, 20)
 
@@ -46,16 +45,6 @@ def net() -> Network:
     norm.running_mean.normal_(generator=torch.Generator().manual_seed(1))
     norm.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
     return network
-
-
-@contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def drawn(*shape: int) -> Tensor:
@@ -178,9 +167,22 @@ def test_a_difference_that_cannot_fail_needs_no_float64(
 def test_a_bound_fails_under_no_limits_under_which_the_ratio_passes() -> None:
     network = net()
     reference = recorded_in_float64(network, pictures(network))
-    rows = caffeport.verify(network, reference, limits=Limits(1.9, 3.0)).layers
-    assert all(row.agrees(Limits(1.9, 3.0)) for row in rows)
+    narrow = Limits(1.9, 3.0)
+    rows = caffeport.verify(network, reference, limits=narrow).layers
+    assert all(row.agrees(narrow) for row in rows)
     assert not any(row.judgement and row.judgement.bound and row.judgement.ratio > 1.9 for row in rows)
+
+
+def test_a_saved_bound_tells_nothing_under_narrower_limits() -> None:
+    network = net()
+    report = caffeport.verify(network, recorded_in_float64(network, pictures(network)))
+    (norm,) = (row for row in report.layers if row.layer == "norm")
+    assert norm.judgement is not None
+    assert norm.judgement.bound
+    assert norm.agrees(Limits(norm.judgement.ratio, norm.judgement.ratio_max))
+    assert norm.agrees(Limits(norm.judgement.ratio * 0.99, 32)) is None
+    assert report.needed.rms < norm.judgement.ratio
+    assert report.judged_by(report.needed).passed
 
 
 @settings(max_examples=50)

@@ -350,3 +350,44 @@ def test_an_output_that_is_a_learned_array() -> None:
 def test_arguments_of_another_kind(how: dict[str, object], message: str) -> None:
     with pytest.raises(caffeport.InputError, match=message):
         caffeport.verify(*digits(), **how)  # type: ignore[arg-type]
+
+
+RESHAPED = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 dim: 3 dim: 4 dim: 4 } } }
+layer { name: "twice" type: "Power" bottom: "data" top: "twice" power_param { scale: 2 } }
+layer { name: "half" type: "Reshape" bottom: "twice" top: "half"
+        reshape_param { shape { dim: 2 dim: 6 dim: 4 dim: 4 } } }
+layer { name: "abs" type: "AbsVal" bottom: "half" top: "abs" }
+"""
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+def test_a_layer_that_needs_more_items_than_the_reference_holds_is_not_judged(fail_fast: bool) -> None:
+    network = caffeport.load(RESHAPED.encode())
+    full = recorded(network, pictures(network))
+    reference = {"in::data": full["in::data"], "twice::twice": full["twice::twice"][:1], "abs::abs": full["abs::abs"]}
+    report = caffeport.verify(network, reference, fail_fast=fail_fast)
+    assert report.passed
+    assert [row.judged for row in report.layers] == ["alone", "no", "no"]
+
+
+MASKED = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 5 dim: 5 } } }
+layer { name: "pool" type: "Pooling" bottom: "data" top: "pool" top: "mask"
+        pooling_param { pool: MAX kernel_size: 2 stride: 3 pad: 1 } }
+"""
+
+
+def test_largest_values_with_their_places_in_fewer_bits() -> None:
+    network = caffeport.load(MASKED.encode())
+    report = caffeport.verify(network, recorded(network, pictures(network)), precisions=["ieee", "bf16", "fp16"])
+    assert report.passed
+    assert {row.precision for row in report.precisions} == {"ieee", "bf16", "fp16"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_fewer_bits_has_other_weights_than_the_file(dtype: torch.dtype) -> None:
+    network, reference = digits()
+    report = caffeport.verify(network.to(dtype), reference)
+    assert report.first_failure == "conv1"
+    assert {entry.layer for entry in report.weights if entry.differs} == {"conv1", "conv2", "ip1", "ip2"}

@@ -14,7 +14,7 @@ from caffeport.verification.arithmetic import under_test
 from caffeport.verification.reference import Reference, match
 from caffeport.verification.report import Report
 from caffeport.verification.whole import Whole
-from tests.verification.nets import chain, digits, pictures, recorded, recorded_in_float64
+from tests.verification.nets import chain, digits, on_threads, pictures, recorded, recorded_in_float64
 
 RESIDUAL = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 20 dim: 20 } } }
@@ -144,3 +144,99 @@ def test_a_plan_runs_past_no_value_that_is_seen() -> None:
     assert ("bn1", "scale1") in calls(set())
     assert ("conv2", "relu2") in calls(set())
     assert [pair for pair in calls({"bn1", "conv2"}) if len(pair) > 1] == []
+
+
+TIED = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 6 } } }
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "a" param { name: "w" }
+        inner_product_param { num_output: 4 bias_term: false weight_filler { type: "gaussian" std: 1 } } }
+layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" param { name: "w" share_mode: PERMISSIVE }
+        inner_product_param { num_output: 6 bias_term: false } }
+"""
+
+
+@pytest.mark.parametrize("until", ["a", "b"])
+def test_a_truncated_net_with_shared_parameters(until: str) -> None:
+    network = caffeport.load(TIED.encode(), seed=1).truncate(until)
+    assert caffeport.verify(network, recorded_in_float64(network, pictures(network))).passed
+
+
+TWO = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 24 dim: 24 } } }
+layer { name: "c1" type: "Convolution" bottom: "data" top: "c1" convolution_param { num_output: 16 kernel_size: 3
+        weight_filler { type: "gaussian" std: 0.2 } } }
+layer { name: "c2" type: "Convolution" bottom: "c1" top: "c2" convolution_param { num_output: 16 kernel_size: 3
+        weight_filler { type: "gaussian" std: 0.1 } } }
+"""
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+def test_the_yardstick_of_a_segment_is_not_what_is_under_test(fail_fast: bool) -> None:
+    """A convolution that is off by 0.1 % on two threads, and right on one."""
+    network = caffeport.load(TWO.encode(), seed=1)
+    full = recorded_in_float64(network, pictures(network))
+    reference = {key: full[key] for key in ("in::data", "c2::c2")}
+
+    def spoil(module: object, args: object, top: torch.Tensor) -> torch.Tensor:
+        wrong = top.dtype == torch.float32 and torch.get_num_threads() > 1
+        return top * (1 + 1e-3 * torch.sin(torch.arange(top.shape[-1]) * 7.0)) if wrong else top
+
+    network.get_submodule("c1").register_forward_hook(spoil)
+    with on_threads(2):
+        report = caffeport.verify(network, reference, fail_fast=fail_fast)
+    assert report.first_failure == "c2"
+    assert report.layers[1].judgement is not None
+    assert report.layers[1].judgement.device > 100
+
+
+def test_batch_norm_has_an_end_to_end_number_where_its_scale_has_none() -> None:
+    network = residual()
+    full = recorded_in_float64(network, pictures(network))
+    del full["scale1::conv1"]
+    report = caffeport.verify(network, full)
+    assert report.passed
+    assert "bn1" in growths(report)
+
+
+def test_a_road_that_ends_though_each_layer_runs_alone_is_told() -> None:
+    network, reference = digits()
+    calls = []
+
+    def fail_once(module: object, args: object, top: object) -> None:
+        calls.append(top)
+        if len(calls) == 1:
+            raise ValueError("not this time")
+
+    network.get_submodule("conv2").register_forward_hook(fail_once)
+    report = caffeport.verify(network, reference)
+    assert report.passed
+    assert "the net cannot be run from its inputs: " in report.notes[-1]
+    assert "not this time" in report.notes[-1]
+    assert "conv2" not in growths(report)
+
+
+EDGE = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 } } }
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 4 dim: 50 } } }
+layer { name: "move" type: "Power" bottom: "data" top: "move" power_param { scale: 0.1 shift: 0.27 } }
+layer { name: "pick" type: "Threshold" bottom: "move" top: "pick" threshold_param { threshold: %r } }
+layer { name: "same" type: "Power" bottom: "x" top: "same" power_param { scale: 3 } }
+layer { name: "filter" type: "Filter" bottom: "same" bottom: "pick" top: "filter" }
+"""
+
+
+def test_another_number_of_rows_in_float64_is_told() -> None:
+    sum32, sum64 = np.float32(0.1) + np.float32(0.27), float(np.float32(0.1)) + float(np.float32(0.27))
+    assert sum64 > float(sum32)
+    network = caffeport.load((EDGE % float(sum32)).encode(), seed=1)
+    inputs = {
+        "data": np.array([1, 5, 5, -5], np.float32),
+        "x": np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32),
+    }
+    full = recorded(network, inputs)
+    assert full["filter::filter"].shape == (2, 50)
+    reference = {key: full[key] for key in ("in::data", "in::x", "filter::filter")}
+    for fail_fast in (False, True):
+        report = caffeport.verify(network, reference, fail_fast=fail_fast)
+        assert report.first_failure is None
+        assert "another number of rows in float64" in report.layers[-1].reason
