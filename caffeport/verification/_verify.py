@@ -57,7 +57,7 @@ def verify(
     limits = limits or Limits()
     if not isinstance(limits, Limits) or not (limits.rms >= 0 and limits.largest >= 0):
         raise InputError(f"limits: give Limits of two numbers that are not negative; got {limits!r}")
-    with _opened(network, reference, inputs) as source, deterministic(), torch.no_grad():
+    with _opened(network, reference, inputs) as source, deterministic(), torch.inference_mode():
         fed, shapes = _inputs(network, source, inputs)
         stored = match(source, network.graph, shapes)
         notes = _notes(network, source, stored, inputs, fed)

@@ -88,12 +88,11 @@ class Walk:
 
     def run(self, on_row: Callable[[Comparison], bool]) -> None:
         """Call `on_row` with each comparison, in the net's order, until it gives False."""
-        with torch.no_grad():
-            for index, step in enumerate(self.graph.steps):
-                for row in self._step(step):
-                    if not on_row(row):
-                        return
-                self._free(index)
+        for index, step in enumerate(self.graph.steps):
+            for row in self._step(step):
+                if not on_row(row):
+                    return
+            self._free(index)
 
     # ---- one layer
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,4 +86,6 @@ def _map(error: Tensor) -> tuple[tuple[float, ...], ...]:
 
 def _short(shown: Picture) -> Picture:
     """With three digits of the errors, which is what can be seen."""
-    return replace(shown, error=tuple(tuple(map(float, map("{:.3g}".format, line))) for line in shown.error))
+    error = np.array(shown.error)
+    power = 10.0 ** (2 - np.floor(np.log10(np.where(error > 0, error, 1.0))))
+    return replace(shown, error=tuple(map(tuple, (np.rint(error * power) / power).tolist())))

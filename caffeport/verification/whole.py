@@ -254,12 +254,11 @@ def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[
     """The net's outputs, run from its inputs in one arithmetic, a layer at a time."""
     values = dict(inputs)
     last = last_use(network)
-    with torch.no_grad():
-        for index, step in enumerate(network.graph.steps):
-            bottoms = [_see(operand, values) for operand in step.bottoms]
-            values |= zip(step.tops, arithmetic.run(network, step, bottoms), strict=False)
-            for value in last.get(index, ()):
-                values.pop(value, None)
+    for index, step in enumerate(network.graph.steps):
+        bottoms = [_see(operand, values) for operand in step.bottoms]
+        values |= zip(step.tops, arithmetic.run(network, step, bottoms), strict=False)
+        for value in last.get(index, ()):
+            values.pop(value, None)
     return {name: _see(network.graph.blobs[name], values).cpu() for name in network.graph.outputs}
 
 

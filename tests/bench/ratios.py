@@ -43,12 +43,13 @@ def main() -> None:
         torch.set_num_threads(int(order[0]))
         found = reports(order)
         failed = [f"{name}: {report.verdict}" for name, report in found if not report.passed]
-        rows: dict[str, Rows] = {"alone": [], "segment": [], "from input": []}
+        rows: dict[str, Rows] = {"alone": [], "at most": [], "segment": [], "from input": []}
         for name, report in found:
             for row in report.layers:
                 place = f"{name} {row.layer}"
                 if row.judgement and not row.fault:
-                    rows[row.judged].append((row.judgement.ratio, row.judgement.ratio_max, place))
+                    what = "at most" if row.judgement.bound else row.judged
+                    rows[what].append((row.judgement.ratio, row.judgement.ratio_max, place))
                 if row.growth:
                     rows["from input"].append((row.growth.ratio, row.growth.ratio_max, place))
         print(f"{order}: {len(found)} nets, {len(failed)} fail {failed or ''}")
