@@ -6,6 +6,7 @@ Values are dropped after their last reader, so memory holds a few layers' blobs 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -85,14 +86,17 @@ class Walk:
         self.few: dict[Value, int] = {}  # local values of which only d32 is computed, and how many channels to judge
         self.lost: dict[Value, str] = {}  # values that could not be computed on the local road, and why
         self.last = last_use(network)
+        self.ending: list[Value] = []  # what nothing needs after the layer at hand
 
     def run(self, on_row: Callable[[Comparison], bool]) -> None:
         """Call `on_row` with each comparison, in the net's order, until it gives False."""
         for index, step in enumerate(self.graph.steps):
+            self.ending = self.last.get(index, [])
             for row in self._step(step):
                 if not on_row(row):
                     return
-            self._free(index)
+            for values in (*self.local, self.known):
+                self._free(values)
 
     # ---- one layer
 
@@ -127,7 +131,7 @@ class Walk:
             if alone and step.layer.exact():
                 self._compute_once(step, lanes[0])
             elif not (alone and self._compute_for_judge(step, lanes[0])):
-                self._compute(step, lanes)
+                self._compute(step, lanes, whole_batch=keep is None)
         except (RuntimeError, ValueError, IndexError) as error:
             if keep is not None:
                 self.lost |= dict.fromkeys(step.tops, "the reference holds fewer items than this layer needs")
@@ -153,8 +157,10 @@ class Walk:
             if values[1] is not values[2]:
                 self.apart.add(top)
 
-    def _compute(self, step: Step, bottoms: Sequence[list[Tensor]]) -> None:
-        self.args = bottoms[0]
+    def _compute(self, step: Step, bottoms: Sequence[list[Tensor]], whole_batch: bool) -> None:
+        # Where the noise of few values will not be drawn, no arithmetic's bottoms are there longer than it needs them.
+        many = whole_batch and all(prod(n or 0 for n in self.shapes[top]) >= FEW for top in step.tops)
+        self.args = [] if many else bottoms[0]
         apart = as_caffe(step, self.network.get_submodule(self.network.names[step.key])) is not None
         if apart or any(value in self.apart for value in step.reads):
             self.apart.update(step.tops)
@@ -165,6 +171,9 @@ class Walk:
             else:
                 module = self._double(step) if arithmetic is TRUTH else None
                 lane |= zip(step.tops, arithmetic.run(self.network, step, args, module), strict=False)
+            if many:
+                args.clear()
+                self._free(lane)
 
     def _compute_once(self, step: Step, bottoms: list[Tensor]) -> None:
         """Compute a layer that only moves the reference's own values: one arithmetic is as good as another."""
@@ -302,10 +311,9 @@ class Walk:
         for lane in self.local:
             lane.pop(top, None)
 
-    def _free(self, index: int) -> None:
-        for value in self.last.get(index, ()):
-            for values in (*self.local, self.known):
-                values.pop(value, None)
+    def _free(self, values: Values) -> None:
+        for value in self.ending:
+            values.pop(value, None)
 
 
 __all__ = ["Comparison", "Walk"]

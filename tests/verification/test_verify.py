@@ -17,7 +17,7 @@ from caffeport.store import convert
 from caffeport.verification import Limits
 from caffeport.verification.arithmetic import BLOCK, TRUTH, Arithmetic, deterministic, rounded, under_test
 from tests.conftest import SHARED, needs_shared
-from tests.verification.nets import chain, digits, pictures, recorded
+from tests.verification.nets import chain, digits, on_threads, pictures, recorded
 
 
 def test_a_right_net_passes_with_every_layer_alone() -> None:
@@ -310,6 +310,19 @@ def test_fail_fast_holds_the_blobs_of_two_layers(tmp_path: Path) -> None:
     both = largest_memory(lambda: caffeport.verify(network, reference), tmp_path / "both.json")
     assert streamed <= 2 * 3 * 2**20 + 2**16
     assert both > streamed
+
+
+def test_a_segment_keeps_no_value_longer_than_its_arithmetic_needs_it(tmp_path: Path) -> None:
+    """A value is 2 MiB in float64 and 1 MiB in float32, on one thread the same under test and as yardstick. The branch
+    and the bottom of a layer are there in both, and one top.
+    """
+    layers = [ABS.format(i, f"abs{i - 1}" if i else "branch") for i in range(6)]
+    network = caffeport.load(BROAD.format(layers="\n".join(layers)).encode(), seed=0)
+    full = recorded(network, pictures(network))
+    reference = {key: full[key] for key in ("in::data", "sum::sum")}
+    with on_threads(1):
+        streamed = largest_memory(lambda: caffeport.verify(network, reference, fail_fast=True), tmp_path / "trace.json")
+    assert streamed <= (3 + 3 + 2) * 2**20 + 2**16
 
 
 def test_a_large_matrix_is_never_there_as_a_whole_in_float64(tmp_path: Path) -> None:
