@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, ReferenceMismatch
+from ..errors import InputError, ReferenceMismatch, ShapeError
 from ..graph import Value
-from ..layers import Shape
+from ..layers import Shape, text
 from ..network import Feed, Network
 from .arithmetic import Arithmetic, deterministic, under_test
 from .compare import Comparison, Walk
@@ -125,7 +125,12 @@ def _inputs(
             f"{source.origin}: does not hold the net's input {', '.join(map(repr, missing))}; "
             "a reference keeps it as in::BLOB; or give it apart (inputs= or --inputs)"
         )
-    slots = network._feed((given,), {})
+    try:
+        slots = network._feed((given,), {})
+    except ShapeError as error:
+        shown = ", ".join(f"{name!r} of {text(np.shape(array))}" for name, array in given.items())
+        whose = "the given inputs" if inputs else source.origin
+        raise ShapeError(f"{whose}: the net cannot run on {shown}: {error}") from error
     fed = {
         value: slots[value.slot].detach().cpu().float()
         for value in network.graph.inputs

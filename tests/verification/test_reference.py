@@ -100,8 +100,12 @@ class TestOfAnotherNet:
 
     def test_another_input_shape_names_the_layer(self) -> None:
         network, reference = digits()
-        with pytest.raises(caffeport.ShapeError, match="layer 'ip1'"):
-            caffeport.verify(network, {**reference, "in::data": np.zeros((8, 1, 12, 12), np.float32)})
+        wrong = np.zeros((8, 1, 12, 12), np.float32)
+        message = r"{}: the net cannot run on 'data' of 8 x 1 x 12 x 12: layer 'ip1'"
+        with pytest.raises(caffeport.ShapeError, match=message.format("arrays in memory")):
+            caffeport.verify(network, {**reference, "in::data": wrong})
+        with pytest.raises(caffeport.ShapeError, match=message.format("the given inputs")):
+            caffeport.verify(network, reference, inputs={"data": wrong})
 
 
 def test_nan_in_a_reference_is_named() -> None:
