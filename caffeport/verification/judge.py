@@ -9,7 +9,7 @@ under test. With rms over the elements
     device    = rms(d32 - y64) / noise        does this device compute it well enough?
 
 and the same with the largest magnitude and 2^-24. Passed where both are at most 16, by the largest both at most 32.
-d32 - ref is taken of all elements; y64 and c32 of some, where the verdict of all is certain from those.
+d32 - ref is taken of all elements; y64 and c32 of some or none, where the verdict of all is certain from those.
 """
 
 import math
