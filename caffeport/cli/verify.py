@@ -141,12 +141,12 @@ def _line(report: "Report", row: "LayerResult") -> list[str]:
         if agrees
         else "-"
     )
-    bound = "≤" if judgement and judgement.bound else ""
     judged = {"alone": "alone", "segment": f"with {len(row.segment) - 1} before", "no": row.reason}[row.judged]
     return [
         sign, visible(row.layer), row.type, "x".join(map(str, row.shape)),
         judged + (", bit for bit" if row.exact and judgement and judgement.equal else ""),
-        f"{bound}{judgement.ratio:.2f}" if judgement else "", f"{bound}{judgement.ratio_max:.2f}" if judgement else "",
+        f"{judgement.sign}{judgement.ratio:.2f}" if judgement else "",
+        f"{judgement.sign}{judgement.ratio_max:.2f}" if judgement else "",
         f"{judgement.bits:.1f}" if judgement else "", f"{growth.ratio:.2f}" if growth else "",
     ]  # fmt: skip
 

@@ -1,5 +1,6 @@
 """In which arithmetic a layer is run: IEEE float32 on one thread, float64, or what the device under test does."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..graph import Step
+from ..layers.base import Array
 from ..network import Network
 from ..plan import converted
 from .yardstick import as_caffe
@@ -46,7 +48,7 @@ class Arithmetic:
         self, network: Network, step: Step, bottoms: Sequence[Tensor], module: nn.Module | None = None
     ) -> tuple[Tensor, ...]:
         """The tops of one layer, in this arithmetic, where it computes them. `module` stands in for the layer's own."""
-        with self.set():
+        with self.settings():
             if (
                 self.tf32
                 and self.device.type != "cuda"
@@ -61,7 +63,7 @@ class Arithmetic:
                 raise InputError(_too_large(step, bottoms, self.device)) from error
 
     @contextmanager
-    def set(self) -> Iterator[None]:
+    def settings(self) -> Iterator[None]:
         """Its threads and its TF32, inside."""
         threads = torch.get_num_threads()
         if self.threads not in (None, threads):
@@ -80,6 +82,7 @@ class Arithmetic:
 TRUTH = Arithmetic("float64", torch.float64)
 YARDSTICK = Arithmetic("float32", threads=1, caffe=True)
 BLOCK = 1 << 20  # numbers of a matrix that are converted at a time
+BAND = 1 << 18  # numbers that a convolution copies at a time
 
 
 class _LinearInBlocks(nn.Module):
@@ -103,11 +106,44 @@ class _LinearInBlocks(nn.Module):
         )
 
 
+class _ConvolutionInBands(nn.Module):
+    """A 2-D convolution some rows of the top at a time. In float64 torch copies the bottom once for each place of the
+    kernel, which would take many times the memory of bottom and top; in bands it is as fast or faster.
+    """
+
+    def __init__(self, own: nn.Conv2d) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, x: Tensor) -> Tensor:
+        own: nn.Conv2d = self.own
+        reach = [d * (k - 1) + 1 for k, d in zip(own.kernel_size, own.dilation, strict=True)]
+        padding = [int(p) for p in own.padding]
+        axes = zip(x.shape[2:], reach, padding, own.stride, strict=True)
+        height, width = ((size + 2 * p - r) // s + 1 for size, r, p, s in axes)
+        copied = x.shape[1] // own.groups * math.prod(own.kernel_size) * width  # for one row of the top
+        rows = max(1, BAND // max(copied, 1))
+        if rows >= height:
+            return own(x)  # type: ignore[no-any-return]
+        x = nn.functional.pad(x, (0, 0, padding[0], padding[0])) if padding[0] else x
+        top = x.new_empty(x.shape[0], own.weight.shape[0], height, width)
+        for first in range(0, height, rows):
+            last = min(first + rows, height)
+            band = x[:, :, first * own.stride[0] : (last - 1) * own.stride[0] + reach[0]]
+            top[:, :, first:last] = nn.functional.conv2d(
+                band, own.weight, own.bias, own.stride, (0, padding[1]), own.dilation, own.groups
+            )
+        return top
+
+
 def in_float64(own: nn.Module, tied: bool) -> nn.Module:
     """The module in float64 on the CPU. `tied`: it shares parameters with others under another shape."""
-    if type(own) is nn.Linear and not tied and own.weight.is_cpu and own.weight.numel() > BLOCK:
+    if tied or own._forward_hooks or own._forward_pre_hooks:
+        return converted(own, TRUTH.dtype, TRUTH.device)
+    if type(own) is nn.Linear and own.weight.is_cpu and own.weight.numel() > BLOCK:
         return _LinearInBlocks(own)
-    return converted(own, TRUTH.dtype, TRUTH.device)
+    double = converted(own, TRUTH.dtype, TRUTH.device)
+    return _ConvolutionInBands(double) if type(double) is nn.Conv2d and double.kernel_size[0] > 1 else double
 
 
 def under_test(device: str | torch.device, precision: str) -> Arithmetic:
@@ -155,6 +191,12 @@ def _too_large(step: Step, bottoms: Sequence[Tensor], device: torch.device) -> s
     fits = min(batch - 1, free // (4 * each)) if each else 0
     hint = f"a batch of {fits} would fit" if fits else "even one item would not fit; verify it on the CPU"
     return f"{step.layer}: {device} has not enough memory for a batch of {batch}; {hint}"
+
+
+def numbers(tensor: Tensor) -> Array:
+    """As NumPy's, which has no bfloat16."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 # ---- fewer bits

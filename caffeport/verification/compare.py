@@ -282,7 +282,7 @@ class Walk:
     def _noise(self, step: Step, top: Value) -> float:
         """The least relative noise that the value may be given, whatever c32 happens to show."""
         if self.whole is not None and self.whole.gives(step):
-            return self.whole.noise(top)
+            return self.whole.noise[top]
         least = least_noise(step, self.shapes)
         y64 = self.local[0][top]
         if y64.numel() < FEW:

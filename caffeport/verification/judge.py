@@ -98,6 +98,11 @@ class Judgement:
         return max(self.reference_max, self.device_max)
 
     @property
+    def sign(self) -> str:
+        """Before the ratios, where they are shown."""
+        return "≤" if self.bound else ""
+
+    @property
     def badness(self) -> float:
         """By which the worst layers are chosen; a bound is 1 above what d32 - ref is by itself."""
         excess = 1.0 if self.bound else 0.0

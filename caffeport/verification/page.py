@@ -71,8 +71,8 @@ def _ratio(row: LayerResult) -> float:
     return row.judgement.ratio if row.judgement and not row.judgement.strange else math.inf
 
 
-def _at_most(row: LayerResult) -> str:
-    return "≤ " if row.judgement and row.judgement.bound else ""
+def _in_noise(row: LayerResult) -> str:
+    return (row.judgement.sign if row.judgement else "") + number(_ratio(row))
 
 
 def _badness(row: LayerResult) -> float:
@@ -132,7 +132,7 @@ def ratio_chart(report: Report) -> Chart:
             round(100 * i / last, 2),
             scale.at(_ratio(row)),
             _local_state(report, row),
-            f"{shown(row.layer)}: {row.problem or _at_most(row) + number(_ratio(row))}",
+            f"{shown(row.layer)}: {row.problem or (row.judgement.sign if row.judgement else '') + number(_ratio(row))}",
         )
         for i, row in rows
     ]

@@ -14,6 +14,7 @@ from ..layers import Shape
 from ..layers.base import Array
 from ..modules.elementwise import Product, Sum
 from ..modules.normalization import Scale
+from .arithmetic import numbers
 
 SHARE = 16  # one channel in so many, of every second item
 LEAST_CHANNELS = 4
@@ -42,8 +43,7 @@ def _taken(x: Tensor, places: Array, axis: int) -> Tensor:
         return x
     if len(places) == 1:
         return x.narrow(axis, int(places[0]), 1)
-    x = x.detach().cpu()
-    return torch.from_numpy((x.float() if x.dtype == torch.bfloat16 else x).numpy().take(places, axis))
+    return torch.from_numpy(numbers(x).take(places, axis))
 
 
 def how_many(own: nn.Module, bottoms: Sequence[Tensor], top: Shape) -> int:

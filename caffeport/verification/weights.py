@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..graph import Step
 from ..matching import stored_arrays
 from ..network import Network
+from .arithmetic import numbers
 
 Array = np.ndarray[Any, Any]
 
@@ -69,7 +68,7 @@ def check_weights(network: Network) -> list[LayerWeights]:
         differs = {
             name: note
             for name, array in wanted.items()
-            if name in held and (note := _difference(_numbers(held[name]), array))
+            if name in held and (note := _difference(numbers(held[name]), array))
         }
         checked.append(LayerWeights(step.key, blobs, differs))
     return checked
@@ -86,17 +85,11 @@ def _check_hashes(network: Network) -> list[LayerWeights]:
         known = {name: network.hashes[key] for name in held if (key := f"{module}.{name}") in network.hashes}
         if not known:
             continue
-        found = {name: sha256(_numbers(held[name])) for name in known}
+        found = {name: sha256(numbers(held[name])) for name in known}
         blobs = tuple(BlobHash(name, tuple(held[name].shape), found[name]) for name in known)
         differs = {name: "another sha256 than caffeport.json has" for name in known if found[name] != known[name]}
         checked.append(LayerWeights(step.key, blobs, differs))
     return checked
-
-
-def _numbers(tensor: Tensor) -> Array:
-    """NumPy has no bfloat16."""
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _sha256(array: Array) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..graph import Operand, Step, Value
+from ..graph import Step, Value
 from ..layers import Shape
 from ..layers.base import Array
 from ..network import Network
@@ -33,12 +33,11 @@ Lanes = tuple[Tensor, Tensor, Tensor]  # in float64, in float32, as the user get
 
 @dataclass(frozen=True)
 class _Kept:
-    """Of one value: its shape, some of its numbers on both roads, and its least relative noise."""
+    """Of one value: its shape, and some of its numbers on both roads."""
 
     shape: tuple[int, ...]
     y64: Array
     c32: Array
-    noise: float
 
 
 class _Modules(dict[str, nn.Module]):
@@ -86,11 +85,10 @@ class Whole:
         self.steps = {network.names[step.key]: step for step in graph.steps}
         self.in_float64, self.in_float32 = _Modules(self._in_float64), _Modules(self._in_float32)
         self.kept: dict[Value, _Kept] = {}
-        self.carried: dict[Value, float] = {}  # least relative noise
+        self.noise: dict[Value, float] = {}  # the least relative one of stored tops, whatever c32 happens to show
         self.done: set[str] = set()  # layers that have been run
         # For the layers that `gives` tells of: their tops, once they have run.
         self.lent: dict[str, dict[Value, Lanes]] = {key: {} for key in _lent(network, inputs, stored) if self.ours}
-        self.waiting = len(self.lent)
         self.calls = iter(plan(graph, network.names, network._views, self._looked_at()))
 
     def advance(self, step: Step) -> None:
@@ -101,7 +99,7 @@ class Whole:
             return
         try:
             for run, steps, free in self.calls:
-                asked = self.waiting
+                asked = not self.lent.keys() <= self.done
                 self._call(run, steps, free)
                 if asked:
                     break
@@ -121,16 +119,12 @@ class Whole:
         tops, self.lent[step.key] = self.lent[step.key], {}
         return tops
 
-    def noise(self, top: Value) -> float:
-        """The least relative noise of a stored top, whatever c32 happens to show."""
-        return self.kept[top].noise
-
     def growth(self, step: Step, top: Value, ref: Tensor) -> Growth | None:
         """How far the reference is from this top when the net runs from its inputs; None where it did not run."""
         kept = self.kept.pop(top, None)
         if kept is None or kept.shape != tuple(ref.shape):
             return None
-        return growth(sample(ref), kept.y64, kept.c32, step.layer.noise_floor, kept.noise)
+        return growth(sample(ref), kept.y64, kept.c32, step.layer.noise_floor, self.noise[top])
 
     def outputs(self) -> tuple[Outputs, Outputs, Outputs | None]:
         """Of the net, at the end: in float64, in float32, and as the user gets them; empty where a layer failed."""
@@ -160,7 +154,7 @@ class Whole:
         run(self.in_float64, self.y64)
         # What is lent is the yardstick of a segment, which never is what is under test.
         lent = any(step.key in self.lent for step in steps)
-        with YARDSTICK.set() if lent else nullcontext():
+        with YARDSTICK.settings() if lent else nullcontext():
             run(self.in_float32, self.c32)
         if self.ours:
             self._run_ours(run, steps, shared=not lent or torch.get_num_threads() == 1)
@@ -171,7 +165,6 @@ class Whole:
                     self._keep(step, top, y64, c32, run, fed)
                     if step.key in self.lent and d32 is not None:
                         self.lent[step.key][top] = y64, c32, d32
-            self.waiting -= step.key in self.lent
             self.done.add(step.key)
         for modules in (self.in_float64, self.in_float32):
             modules.clear()
@@ -201,7 +194,7 @@ class Whole:
         for value in dict.fromkeys(steps[0].reads):
             y64, c32 = self.y64[value.slot], self.c32[value.slot]
             if y64 is not None and c32 is not None:
-                noise = 0.0 if value in self.inputs else max(relative_noise(y64, c32), self.carried.get(value, 0.0))
+                noise = 0.0 if value in self.inputs else max(relative_noise(y64, c32), self.noise.get(value, 0.0))
                 fed[value] = y64.clone(), noise  # the call may write over it
         return fed
 
@@ -209,7 +202,7 @@ class Whole:
         self, step: Step, top: Value, y64: Tensor, c32: Tensor, run: Run, fed: Mapping[Value, tuple[Tensor, float]]
     ) -> None:
         at = self.stored.get(top)
-        if at is None or y64.shape != c32.shape:  # of as many rows as the numbers say
+        if at is None:
             return
         noise = least_noise(step, self.shapes)
         if fed and y64.numel() < FEW:
@@ -224,10 +217,12 @@ class Whole:
                 return found
 
             noise = max(noise, brought(again, [x for x, _ in fed.values()], [n for _, n in fed.values()], y64))
-        self.carried[top] = noise
+        self.noise[top] = noise
+        if y64.shape != c32.shape:  # of as many rows as the numbers say
+            return
         if at.items is not None:
             y64, c32 = y64[: at.items], c32[: at.items]
-        self.kept[top] = _Kept(tuple(y64.shape), sample(y64), sample(c32), noise)
+        self.kept[top] = _Kept(tuple(y64.shape), sample(y64), sample(c32))
 
 
 def _tied(network: Network) -> set[str]:
@@ -252,19 +247,17 @@ def _lent(network: Network, inputs: Values, stored: Mapping[Value, Stored]) -> l
 
 def run_whole(network: Network, inputs: Values, arithmetic: Arithmetic) -> dict[str, Tensor]:
     """The net's outputs, run from its inputs in one arithmetic, a layer at a time."""
-    values = dict(inputs)
+    values: Slots = [None] * network.graph.slots
+    for value, x in inputs.items():
+        values[value.slot] = x
     last = last_use(network)
     for index, step in enumerate(network.graph.steps):
-        bottoms = [_see(operand, values) for operand in step.bottoms]
-        values |= zip(step.tops, arithmetic.run(network, step, bottoms), strict=False)
+        found = arithmetic.run(network, step, [see(operand, values) for operand in step.bottoms])
+        for top, x in zip(step.tops, found, strict=False):
+            values[top.slot] = x
         for value in last.get(index, ()):
-            values.pop(value, None)
-    return {name: _see(network.graph.blobs[name], values).cpu() for name in network.graph.outputs}
-
-
-def _see(operand: Operand, lane: Values) -> Tensor:
-    x = lane[operand.value]
-    return x if operand.like is None else x.reshape(lane[operand.like].shape)
+            values[value.slot] = None
+    return {name: see(network.graph.blobs[name], values).cpu() for name in network.graph.outputs}
 
 
 def last_use(network: Network) -> dict[int, list[Value]]:

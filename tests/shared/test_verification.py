@@ -4,14 +4,17 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import caffeport
+from caffeport.network import Network
 from caffeport.verification import Report
 from tests.conftest import SHARED
+from tests.verification.nets import largest_memory, on_threads, recorded_in_float64
 
 ZOO = sorted(path.parent.name for path in SHARED.glob("zoo/*/reference.npz"))
 FAMILIES = [
@@ -42,10 +45,8 @@ def cases(kind: str, family: str) -> Iterator[tuple[str, caffeport.Network, Path
 @pytest.fixture(params=["1 thread", "1 thread, channels last"])
 def order(request: pytest.FixtureRequest) -> Iterator[str]:
     """Ways to run a net that may add up in other orders; sets the threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(int(request.param[0]))
-    yield request.param
-    torch.set_num_threads(threads)
+    with on_threads(int(request.param[0])):
+        yield request.param
 
 
 def laid_out(network: caffeport.Network, order: str) -> caffeport.Network:
@@ -85,12 +86,8 @@ def test_the_zoo_passes(name: str, order: str) -> None:
 @pytest.mark.parametrize("name", ["open_nsfw", "mtcnn_det1", "cifar10_full_v2", "pnet_pytorch"])
 def test_two_threads_pass(name: str) -> None:
     """All nets with two threads are in `tests/bench/ratios.py`: beside other tests they would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with on_threads(2):
         assert all(report.passed for order in ("", "channels last") for report in zoo(name, order))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_a_sparse_reference_says_how_much_it_covers() -> None:
@@ -99,21 +96,35 @@ def test_a_sparse_reference_says_how_much_it_covers() -> None:
     assert report.verdict == "passed: 3 of 228 layers judged alone, 225 in a segment"
 
 
-def test_verify_costs_at_most_twelve_passes() -> None:
+@pytest.fixture(scope="module")
+def open_nsfw() -> tuple[Network, dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
+    """The network, the stored reference, and one of all layers."""
     folder = SHARED / "zoo" / "open_nsfw"
     network = caffeport.load(folder / "deploy.prototxt", folder / "weights.caffemodel")
-    with np.load(folder / "reference.npz") as reference:
-        data = torch.from_numpy(reference["in::data"])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            network(data)
-            forward = min(timed(lambda: network(data)) for _ in range(5))
-        whole = min(timed(lambda: caffeport.verify(network, folder / "reference.npz")) for _ in range(3))
-    finally:
-        torch.set_num_threads(threads)
-    assert whole <= 12 * forward, f"{whole:.2f} s, {whole / forward:.1f} forward passes"
+    with np.load(folder / "reference.npz") as arrays:
+        stored = {key: arrays[key] for key in arrays.files}
+    return network, stored, recorded_in_float64(network, {"data": stored["in::data"]})
+
+
+def test_verify_costs_at_most_twelve_passes(open_nsfw: Any) -> None:
+    """With two threads as well: `tests/bench/verify.py`."""
+    network, *references = open_nsfw
+    data = torch.from_numpy(references[0]["in::data"])
+    with on_threads(1), torch.no_grad():
+        network(data)
+        forward = min(timed(lambda: network(data)) for _ in range(5))
+        for reference in references:
+            whole = min(timed(lambda r=reference: caffeport.verify(network, r)) for _ in range(3))
+            assert whole <= 12 * forward, f"{whole:.2f} s, {whole / forward:.1f} forward passes"
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_fail_fast_holds_the_blobs_of_two_layers_of_open_nsfw(open_nsfw: Any, items: int, tmp_path: Path) -> None:
+    """bn_1, scale_1 and relu_1 are the largest: 64 x 112 x 112 values in the bottom and in the top."""
+    network, _, full = open_nsfw
+    reference = {key: array[:items] for key, array in full.items()}
+    used = largest_memory(lambda: caffeport.verify(network, reference, fail_fast=True), tmp_path / "trace.json")
+    assert used <= 2 * 2 * items * 64 * 112 * 112 * 4
 
 
 def timed(call: object) -> float:

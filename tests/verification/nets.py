@@ -1,8 +1,11 @@
 """Small nets for these tests, and references for them."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,14 @@ def on_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def with_statistics(network: Network, norm: str) -> Network:
+    """The same network, its BatchNorm with numbers that are not 0 and 1."""
+    module = network.get_submodule(norm)
+    module.running_mean.normal_(generator=torch.Generator().manual_seed(1))
+    module.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
+    return network
 
 
 def chain() -> Network:
@@ -73,3 +84,12 @@ def digits() -> tuple[Network, dict[str, np.ndarray[Any, Any]]]:
     network = caffeport.load(DIGITS / "deploy.prototxt", DIGITS / "digits.caffemodel")
     with np.load(DIGITS / "reference.npz") as reference:
         return network, {key: reference[key] for key in reference.files}
+
+
+def largest_memory(call: Callable[[], object], trace: Path) -> int:
+    """Bytes of torch's tensors on the CPU, at most at one time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    profile.export_chrome_trace(str(trace))
+    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    return max(accumulate(e["args"]["Bytes"] for e in sorted(events, key=lambda e: e["ts"])))

@@ -18,7 +18,7 @@ from caffeport.network import Network
 from caffeport.verification import Limits, compare
 from caffeport.verification.judge import Judgement, judge, judge_by_some
 from caffeport.verification.some import ITS_OWN, how_many, some_of
-from tests.verification.nets import on_threads, pictures, recorded, recorded_in_float64
+from tests.verification.nets import on_threads, pictures, recorded, recorded_in_float64, with_statistics
 
 SHAPE = (3, 64, 24, 20)
 
@@ -40,11 +40,7 @@ SAMPLED = ("conv1", "conv2", "norm", "scale", "conv3", "sum")
 
 
 def net() -> Network:
-    network = caffeport.load(NET.encode(), seed=1)
-    norm = network.get_submodule("norm")
-    norm.running_mean.normal_(generator=torch.Generator().manual_seed(1))
-    norm.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
-    return network
+    return with_statistics(caffeport.load(NET.encode(), seed=1), "norm")
 
 
 def drawn(*shape: int) -> Tensor:

@@ -1,23 +1,22 @@
 """`verify` on the digits net, with real Caffe's numbers, and on small nets."""
 
-import json
 import math
-from collections.abc import Callable
 from copy import deepcopy
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import caffeport
 from caffeport.network import Network
 from caffeport.store import convert
 from caffeport.verification import Limits
-from caffeport.verification.arithmetic import BLOCK, TRUTH, Arithmetic, deterministic, rounded, under_test
+from caffeport.verification.arithmetic import BLOCK, TRUTH, Arithmetic, deterministic, in_float64, rounded, under_test
 from tests.conftest import SHARED, needs_shared
-from tests.verification.nets import chain, digits, on_threads, pictures, recorded
+from tests.verification.nets import chain, digits, largest_memory, on_threads, pictures, recorded
 
 
 def test_a_right_net_passes_with_every_layer_alone() -> None:
@@ -169,14 +168,10 @@ def test_all_settings_are_as_before() -> None:
 
 def test_the_arithmetic_under_test_sees_both_values_of_threads() -> None:
     network, reference = digits()
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
+    for threads in (1, 2):
+        with on_threads(threads):
             assert caffeport.verify(network, reference).passed
             assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
@@ -292,15 +287,6 @@ layer {{ name: "sum" type: "Eltwise" bottom: "branch" bottom: "abs5" top: "sum" 
 ABS = 'layer {{ name: "abs{0}" type: "AbsVal" bottom: "{1}" top: "abs{0}" }}'
 
 
-def largest_memory(call: Callable[[], object], trace: Path) -> int:
-    """Bytes of torch's tensors on the CPU, at most at one time."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    profile.export_chrome_trace(str(trace))
-    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-    return max(accumulate(e["args"]["Bytes"] for e in sorted(events, key=lambda e: e["ts"])))
-
-
 def test_fail_fast_holds_the_blobs_of_two_layers(tmp_path: Path) -> None:
     """A blob is 1 MiB. The sum has two bottoms and a top; in float64 they are as much as those of two such layers."""
     layers = [ABS.format(i, f"abs{i - 1}" if i else "branch") for i in range(6)]
@@ -404,3 +390,38 @@ def test_a_network_of_fewer_bits_has_other_weights_than_the_file(dtype: torch.dt
     report = caffeport.verify(network.to(dtype), reference)
     assert report.first_failure == "conv1"
     assert {entry.layer for entry in report.weights if entry.differs} == {"conv1", "conv2", "ip1", "ip2"}
+
+
+@pytest.mark.parametrize("band", [1, 3000, 10_000])
+@pytest.mark.parametrize(
+    "own, shape",
+    [
+        (nn.Conv2d(6, 8, 3), (2, 6, 11, 9)),
+        (nn.Conv2d(6, 8, 5, stride=2, padding=2, bias=False), (1, 6, 20, 13)),
+        (nn.Conv2d(6, 8, (3, 1), stride=(1, 2), padding=(2, 0), dilation=(2, 1), groups=2), (2, 6, 12, 10)),
+        (nn.Conv2d(6, 8, (7, 2), stride=(3, 1), padding=(3, 1)), (2, 6, 8, 8)),
+    ],
+)
+def test_a_convolution_in_bands(
+    own: nn.Conv2d, shape: tuple[int, ...], band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caffeport.verification.arithmetic.BAND", band)
+    x = torch.randn(shape, dtype=torch.float64)
+    with torch.no_grad():
+        found, wanted = in_float64(own, tied=False)(x), deepcopy(own).double()(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+def test_a_large_convolution_is_never_copied_as_a_whole_in_float64(fail_fast: bool, tmp_path: Path) -> None:
+    """The copies for a 7 x 7 kernel would be 49 times the bottom."""
+    net = """
+        layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 16 dim: 96 dim: 96 } } }
+        layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 16
+                kernel_size: 7 pad: 3 weight_filler { type: "gaussian" std: 0.1 } } }"""
+    network = caffeport.load(net.encode(), seed=0)
+    reference = recorded(network, pictures(network))
+    blob = 16 * 96 * 96 * 8  # of the bottom and of the top, in float64
+    call = partial(caffeport.verify, network, reference, fail_fast=fail_fast)
+    assert call().passed
+    assert largest_memory(call, tmp_path / "conv.json") <= 5 * blob

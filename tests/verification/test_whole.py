@@ -14,7 +14,7 @@ from caffeport.verification.arithmetic import under_test
 from caffeport.verification.reference import Reference, match
 from caffeport.verification.report import Report
 from caffeport.verification.whole import Whole
-from tests.verification.nets import chain, digits, on_threads, pictures, recorded, recorded_in_float64
+from tests.verification.nets import chain, digits, on_threads, pictures, recorded, recorded_in_float64, with_statistics
 
 RESIDUAL = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 20 dim: 20 } } }
@@ -36,11 +36,7 @@ layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 
 
 def residual() -> Network:
-    network = caffeport.load(RESIDUAL.encode(), seed=2)
-    norm = network.get_submodule("bn1")
-    norm.running_mean.normal_(generator=torch.Generator().manual_seed(1))
-    norm.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
-    return network
+    return with_statistics(caffeport.load(RESIDUAL.encode(), seed=2), "bn1")
 
 
 def whole(network: Network, reference: dict[str, np.ndarray[Any, Any]]) -> Whole:

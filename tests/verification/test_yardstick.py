@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import caffeport
 from caffeport.verification import Report
+from tests.verification.nets import on_threads
 
 Array = np.ndarray[Any, Any]
 F = np.float32
@@ -92,12 +92,8 @@ def test_what_is_tested_stays_the_users_own_layer() -> None:
     """The yardstick may err more than ours: the ratio of the device is below one."""
     x = steep()
     layer = 'layer { name: "top" type: "LRN" bottom: "data" top: "top" lrn_param { local_size: 3 alpha: 0.5 } }'
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         found = report(layer, x, normalised(x, 3, 0.5, 1))
-    finally:
-        torch.set_num_threads(threads)
     judgement = found.layers[-1].judgement
     assert judgement is not None
     assert judgement.device < 0.5 < judgement.reference
