@@ -43,7 +43,7 @@ def verify(
     precisions  of those layers: "ieee", "tf32", "bf16", "fp16"; the first is judged, each gives a line of the
                 precision table
     fail_fast   stop at the first layer that fails; layers are run on the reference's bottoms only, not from the inputs
-                on as well, so that memory holds the blobs of two layers (within a segment in three arithmetics at once);
+                on as well, so that memory holds the blobs of two layers (a segment's in three arithmetics at once);
                 there is no precision table then
     limits      the largest ratios that pass
 
